@@ -1,0 +1,37 @@
+"""Finds defects on real production lines, from a handful of good images.
+
+>>> import inspectad
+>>> report = inspectad.train("good", "defects", output="model")     # doctest: +SKIP
+>>> detector = inspectad.Detector.load("model")                     # doctest: +SKIP
+>>> prediction = detector.predict(images)                           # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+__all__ = ["Detector", "Prediction", "Verdict", "__version__", "train"]
+
+if TYPE_CHECKING:
+    from inspectad.api import train
+    from inspectad.detector import OnnxDetector as Detector
+    from inspectad.records import Prediction, Verdict
+
+
+def __getattr__(name: str) -> object:
+    """Import on first use: ``inspectad --help`` loads neither torch nor onnxruntime."""
+    if name == "train":
+        from inspectad.api import train
+
+        return train
+    if name == "Detector":
+        from inspectad.detector import OnnxDetector
+
+        return OnnxDetector
+    if name in ("Prediction", "Verdict"):
+        from inspectad import records
+
+        return getattr(records, name)
+    raise AttributeError(f"module 'inspectad' has no attribute {name!r}")

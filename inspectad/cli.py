@@ -1,0 +1,324 @@
+"""The command line: one thin function a verb, exit codes, and the only place that catches `InspectadError`.
+
+Exit codes: 0 done; 1 error; 2 wrong usage; 3 defects found, only with ``--fail-on-defect``; 4 some images
+unreadable; 130 and 143 stopped by Ctrl-C and SIGTERM. Data goes to stdout or files, everything else to stderr.
+Heavy modules are imported inside the verbs, so that ``--help`` is quick and ``scan`` needs no torch.
+"""
+
+import functools
+import os
+import signal
+import sys
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, ParamSpec
+
+import typer
+from rich.markup import escape
+
+from inspectad import __version__, console
+from inspectad.errors import InspectadError, UsageError
+
+app = typer.Typer(
+    help="Find defects on a production line from a handful of good images.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+P = ParamSpec("P")
+
+
+class Method(StrEnum):
+    """Detection methods; `inspectad.methods.METHODS` holds what is behind the names."""
+
+    memory_bank = "memory_bank"
+
+
+class TrainDevice(StrEnum):
+    """Where training runs."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+class ScanDevice(StrEnum):
+    """Where inference runs."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+    tensorrt = "tensorrt"
+
+
+class RowFormat(StrEnum):
+    """Formats of the results."""
+
+    csv = "csv"
+    jsonl = "jsonl"
+
+
+class Precision(StrEnum):
+    """Precisions of the exported graph."""
+
+    fp32 = "fp32"
+    fp16 = "fp16"
+    int8 = "int8"
+
+
+ModelOption = Annotated[Path, typer.Option("-m", "--model", help="Model folder, or a single .onnx file.")]
+DeviceOption = Annotated[ScanDevice, typer.Option(help="auto takes CUDA where it works, else the CPU.")]
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends a scan as cleanly as Ctrl-C does."""
+
+
+def _terminate(signum: int, frame: FrameType | None) -> None:
+    raise _Terminated
+
+
+def _reporting(verb: Callable[P, None]) -> Callable[P, None]:
+    """Turn errors that are meant for the user into a line on stderr and an exit code. Bugs keep their traceback."""
+
+    @functools.wraps(verb)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            verb(*args, **kwargs)
+        except InspectadError as error:
+            console.err.print(f"[bold red]error:[/] {escape(console.printable(str(error)))}")
+            raise typer.Exit(error.exit_code) from error
+        except _Terminated:
+            console.err.print("stopped by SIGTERM; what was written is whole")
+            raise typer.Exit(143) from None
+        except KeyboardInterrupt:
+            console.err.print("stopped by Ctrl-C; what was written is whole")
+            raise typer.Exit(130) from None
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads it any more
+            raise typer.Exit(141) from None
+
+    return run
+
+
+def _version(show: bool) -> None:
+    if show:
+        typer.echo(f"inspectad {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Find defects on a production line from a handful of good images."""
+
+
+@app.command()
+@_reporting
+def train(
+    good: Annotated[Path, typer.Argument(help="Folder of good images, at least one.")],
+    defects: Annotated[Path | None, typer.Argument(help="Folder of defect images, if there are any.")] = None,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the model.")] = Path("model"),
+    method: Annotated[Method, typer.Option(help="Detection method.")] = Method.memory_bank,
+    size: Annotated[
+        int | None, typer.Option(help="Longer side of the network's input in pixels; chosen from the images if absent.")
+    ] = None,
+    false_reject_rate: Annotated[float, typer.Option(help="Share of good images that may be called NG.")] = 0.01,
+    backbone: Annotated[str, typer.Option(help="Feature network.")] = "efficientnet_lite0",
+    backbone_weights: Annotated[
+        Path | None, typer.Option(help="Its weights (.safetensors or .pth), if not the embedded ones.")
+    ] = None,
+    device: Annotated[TrainDevice, typer.Option(help="auto takes the GPU where torch finds one.")] = TrainDevice.auto,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same file.")] = 0,
+) -> None:
+    """Learn what good looks like, calibrate, and write a model.
+
+    inspectad train ./good ./defects
+    """
+    from inspectad.api import require_train_extra
+
+    require_train_extra()
+    from inspectad.training import Progress, TrainConfig
+    from inspectad.training import train as run
+
+    config = TrainConfig(
+        good=good,
+        defects=defects,
+        output=output,
+        method=method.value,
+        size_px=size,
+        backbone=backbone,
+        backbone_weights=backbone_weights,
+        false_reject_rate=false_reject_rate,
+        device=device.value,
+        seed=seed,
+    )
+    with console.step_progress() as progress:
+        report = run(config, Progress(progress.step))
+    console.report_training(report)
+
+
+@app.command()
+@_reporting
+def scan(
+    images: Annotated[list[str], typer.Argument(help="Folders (recursive), files, patterns, or - for paths on stdin.")],
+    model: ModelOption = Path("model"),
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the results.")] = Path("results"),
+    format_: Annotated[RowFormat, typer.Option("--format", help="Format of the rows.")] = RowFormat.csv,
+    heatmaps: Annotated[bool, typer.Option("--heatmaps", help="Write an overlay for each image.")] = False,
+    maps: Annotated[bool, typer.Option("--maps", help="Write the raw anomaly maps (32-bit float TIFF).")] = False,
+    threshold: Annotated[float | None, typer.Option(help="Replace the calibrated threshold.")] = None,
+    fail_on_defect: Annotated[bool, typer.Option("--fail-on-defect", help="Exit with 3 when an image is NG.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on after an interruption.")] = False,
+    null: Annotated[bool, typer.Option("-0", "--null", help="Paths on stdin end in zero bytes.")] = False,
+    device: DeviceOption = ScanDevice.auto,
+    batch_size: Annotated[int, typer.Option(min=1, max=1024, help="Images a run of the network.")] = 4,
+    workers: Annotated[int, typer.Option(min=0, max=64, help="Decoding threads; 0 chooses.")] = 0,
+) -> None:
+    """Judge images: a row each in OUTPUT/results.csv, and the same rows on stdout when it is a pipe.
+
+    inspectad scan ./line_images --heatmaps
+    """
+    from inspectad.detector import OnnxDetector
+    from inspectad.scan import ScanConfig
+    from inspectad.scan import scan as run
+
+    if threshold is not None and not threshold > 0:
+        raise UsageError(f"--threshold {threshold}: give a score above 0; 'inspectad info' shows the calibrated one")
+    config = ScanConfig(
+        images=tuple(images),
+        model=model,
+        output=output,
+        format=format_.value,
+        heatmaps=heatmaps,
+        maps=maps,
+        threshold=threshold,
+        batch_size=batch_size,
+        workers=workers,
+        resume=resume,
+        null=null,
+    )
+    detector = OnnxDetector.load(model, device.value)
+    if detector.provider.reason:
+        console.err.print(escape(detector.provider.reason))
+    stream = sys.stdout.buffer if console.stdout_is_data() else None
+    with console.scan_progress() as progress:
+        summary = run(config, detector, on_total=progress.total, on_row=progress.row, stream=stream)
+    console.report_scan(summary, config)
+    if fail_on_defect and summary.verdicts["NG"]:
+        raise typer.Exit(3)
+    if summary.verdicts["UNREADABLE"]:
+        raise typer.Exit(4)
+
+
+@app.command()
+@_reporting
+def export(
+    model: Annotated[Path, typer.Option("-m", "--model", help="Model folder.")] = Path("model"),
+    output: Annotated[Path, typer.Option("-o", "--output", help="The ONNX file to write.")] = Path("model.onnx"),
+    precision: Annotated[Precision, typer.Option(help="fp16 is for GPUs, int8 for CPUs with VNNI.")] = Precision.fp32,
+) -> None:
+    """Write the trained network as one ONNX file, proved against the network on real images.
+
+    inspectad export --precision int8 -o line3.onnx
+    """
+    from inspectad.api import require_train_extra
+
+    require_train_extra()
+    from inspectad.export import ExportConfig, describe_parity
+    from inspectad.export import export as run
+
+    console.err.print("exporting and comparing ...")
+    manifest, size = run(ExportConfig(model=model, output=output, precision=precision.value))
+    console.err.print(escape(f"{describe_parity(manifest.parity)}: wrote {output} ({size / 1e6:.1f} MB)"))
+
+
+@app.command()
+@_reporting
+def evaluate(
+    good: Annotated[Path, typer.Argument(help="Folder of good images that the model has not seen.")],
+    defects: Annotated[Path, typer.Argument(help="Folder of defect images that the model has not seen.")],
+    model: ModelOption = Path("model"),
+    masks: Annotated[Path | None, typer.Option(help="Folder of defect masks, for pixel figures.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
+    device: DeviceOption = ScanDevice.auto,
+) -> None:
+    """Measure a model on labelled images.
+
+    inspectad evaluate ./test/good ./test/defects --masks ./masks
+    """
+    from rich.console import Console
+
+    from inspectad.detector import OnnxDetector
+    from inspectad.evaluate import EvaluateConfig
+    from inspectad.evaluate import evaluate as run
+
+    config = EvaluateConfig(good=good, defects=defects, model=model, masks=masks, device=device.value)
+    result = run(config, OnnxDetector.load(model, device.value))
+    console.warn([f"{path}: left out, {reason}" for path, reason in result.unreadable])
+    if json:
+        typer.echo(result.to_json())
+    else:
+        Console(soft_wrap=True).print(console.evaluation_table(result))
+    if result.unreadable:
+        raise typer.Exit(4)
+
+
+@app.command()
+@_reporting
+def info(
+    model: ModelOption = Path("model"),
+    json: Annotated[bool, typer.Option("--json", help="Print the whole manifest as JSON.")] = False,
+) -> None:
+    """Show what a model is: method, input, calibration, training images, parity."""
+    from rich.console import Console
+
+    from inspectad.detector import OnnxDetector
+    from inspectad.manifest import manifest_to_json
+
+    detector = OnnxDetector.load(model, "cpu")
+    if json:
+        typer.echo(manifest_to_json(detector.manifest))
+        return
+    Console(soft_wrap=True).print(console.manifest_table(detector.manifest, detector.digest))
+
+
+@app.command()
+@_reporting
+def demo(
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the demo.")] = Path("inspectad-demo"),
+) -> None:
+    """Render a part with defects, train, scan with heatmaps: the whole job in under a minute, offline."""
+    from inspectad.api import require_train_extra
+
+    require_train_extra()
+    from inspectad.demo import run_demo
+
+    with console.step_progress() as progress:
+        result = run_demo(output, progress.step)
+    console.report_demo(result)
+
+
+@app.command()
+@_reporting
+def doctor() -> None:
+    """Say what works on this machine, and the command that mends what does not."""
+    from rich.console import Console
+
+    from inspectad.doctor import examine
+
+    findings = examine()
+    Console(soft_wrap=True).print(console.findings_table(findings))
+    if any(f.state == "broken" for f in findings):
+        raise typer.Exit(1)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    signal.signal(signal.SIGTERM, _terminate)
+    app()

@@ -1,0 +1,277 @@
+"""What a person sees: tables and progress on standard error, so that standard output carries nothing but data."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+if TYPE_CHECKING:  # this module is loaded by --help, those are not
+    from inspectad.demo import DemoResult
+    from inspectad.doctor import Finding
+    from inspectad.evaluate import Evaluation
+    from inspectad.manifest import Manifest
+    from inspectad.records import Inspection
+    from inspectad.scan import ScanConfig, ScanSummary
+    from inspectad.training import TrainReport
+
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+"""For messages, progress and tables. File names go through `escape`: they may hold what looks like markup."""
+
+_STYLES = {"OK": "green", "NG": "bold red", "UNREADABLE": "yellow"}
+_QUIET_SECONDS = 30.0
+
+
+def warn(sentences: list[str] | tuple[str, ...], most: int = 20) -> None:
+    """Print warnings, one a line, the first ``most`` of them."""
+    for sentence in sentences[:most]:
+        err.print(f"[yellow]warning:[/] {escape(printable(sentence))}")
+    if len(sentences) > most:
+        err.print(f"[yellow]warning:[/] and {len(sentences) - most} more like these")
+
+
+def printable(text: str) -> str:
+    """Text without control characters (a file name may hold them) and without lone surrogates."""
+    visible = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    return visible.encode("utf-8", "backslashreplace").decode()
+
+
+@dataclass(slots=True)
+class ScanProgress:
+    """A bar with images/s, NG count and time left on a terminal; a quiet line now and then elsewhere."""
+
+    bar: Progress | None
+    task: TaskID | None
+    started: float = field(default_factory=time.monotonic)
+    said: float = field(default_factory=time.monotonic)
+    images: int = 0
+    defects: int = 0
+
+    def total(self, images: int) -> None:
+        if self.bar is not None and self.task is not None:
+            self.bar.update(self.task, total=images)
+
+    def row(self, row: Inspection) -> None:
+        self.images += 1
+        self.defects += row.verdict == "NG"
+        now = time.monotonic()
+        rate = self.images / max(now - self.started, 1e-9)
+        if self.bar is not None and self.task is not None:
+            self.bar.update(self.task, advance=1, rate=f"{rate:.1f} images/s", ng=f"{self.defects} NG")
+        elif now - self.said > _QUIET_SECONDS:
+            self.said = now
+            err.print(f"{self.images} images, {self.defects} NG, {rate:.1f} images/s")
+
+
+@contextmanager
+def scan_progress() -> Iterator[ScanProgress]:
+    """Progress of a scan, shown while the block runs."""
+    if not err.is_terminal:
+        yield ScanProgress(None, None)
+        return
+    columns = (
+        SpinnerColumn(),
+        TextColumn("scanning"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TextColumn("[red]{task.fields[ng]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=err, transient=True) as bar:
+        yield ScanProgress(bar, bar.add_task("scanning", total=None, rate="", ng="0 NG"))
+
+
+@contextmanager
+def step_progress() -> Iterator[StepProgress]:
+    """Progress of a job in named steps."""
+    if not err.is_terminal:
+        yield StepProgress(None)
+        return
+    with Progress(SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), console=err, transient=True) as bar:
+        yield StepProgress(bar)
+
+
+@dataclass(slots=True)
+class StepProgress:
+    """Says which step runs; the finished ones disappear."""
+
+    bar: Progress | None
+    task: TaskID | None = None
+    text: str = ""
+
+    def step(self, text: str, done: int, total: int) -> None:
+        if self.bar is None:
+            if text != self.text:
+                err.print(f"{text} ...")
+            self.text = text
+            return
+        if text != self.text:
+            if self.task is not None:
+                self.bar.remove_task(self.task)
+            self.task = self.bar.add_task(text)
+            self.text = text
+        if self.task is not None:
+            self.bar.update(self.task, total=total if total > 1 else None, completed=done)
+
+
+def manifest_table(manifest: Manifest, digest: str) -> Table:
+    """What ``info`` shows."""
+    c, p = manifest.calibration, manifest.parity
+    height, width = manifest.input_size_hw
+    rows = {
+        "model": f"{digest[:12]} (SHA-256 {digest})",
+        "made by": manifest.created_by,
+        "method": manifest.method,
+        "backbone": f"{manifest.backbone} ({manifest.backbone_sha256[:12] or 'downloaded'})",
+        "precision": manifest.precision,
+        "input": f"{width} x {height} px, {manifest.resize_rule}, white at {manifest.full_scale}",
+        "trained on": f"{len(manifest.good_images)} good, {len(manifest.defect_images)} defect images",
+        "threshold": f"{c.threshold:.5g} ({c.rule})",
+        "map threshold": f"{c.map_threshold:.5g}",
+        "false-reject rate": rate_sentence(manifest),
+        "held-out scores": f"{c.held_out}, times {c.correction:.4f} for the larger final model",
+        "good scores": f"{min(c.good_scores):.4g} to {max(c.good_scores):.4g}" if c.good_scores else "",
+        "defect scores": f"{min(c.defect_scores):.4g} to {max(c.defect_scores):.4g}" if c.defect_scores else "none",
+        "parity": f"{p.score_difference:.1e} (score), {p.map_difference:.1e} (map) on {p.images} images, "
+        f"{p.verdict_changes} verdicts changed, against {p.against}",
+        "seed": str(manifest.seed),
+        **{f"setting {k}": v for k, v in manifest.settings.items()},
+        **{f"version {k}": v for k, v in manifest.versions.items()},
+    }
+    return _two_columns(rows)
+
+
+def report_training(report: TrainReport) -> None:
+    """What ``train`` says when it is done."""
+    m, c = report.manifest, report.manifest.calibration
+    height, width = m.input_size_hw
+    warn(report.warnings)
+    rows = {
+        "learnt from": f"{len(m.good_images)} good images at {width} x {height} px, scored by {c.held_out}",
+        "threshold": f"{c.threshold:.4g}, {c.rule}",
+        "false-reject rate": rate_sentence(m),
+    }
+    if c.held_out.startswith("altered"):
+        rows["caution"] = "one good image shows nothing of how good parts vary: add a few more before you rely on it"
+    else:
+        rows["false rejects"] = f"{rate(c.false_rejects, len(c.good_scores))} of the held-out good images"
+    if c.defect_scores:
+        rows["escapes"] = f"{rate(c.escapes, len(c.defect_scores))} of the defects, which the model has not seen"
+        rows["image AUROC"] = f"{report.image_auroc:.3f}, held-out good against defects"
+    rows["wrote"] = f"{report.path} ({report.model_bytes / 1e6:.1f} MB, {report.seconds:.1f} s)"
+    err.print(_two_columns(rows))
+
+
+def rate(events: int, total: int) -> str:
+    """A counted rate with its interval."""
+    from inspectad.metrics import Rate
+
+    return str(Rate(events, total))
+
+
+def rate_sentence(manifest: Manifest) -> str:
+    """What can be promised, in one sentence."""
+    c = manifest.calibration
+    if c.supported_rate <= c.false_reject_rate:
+        return f"{c.expected_rate:.2g} of good images like the training ones, at most, will be called NG"
+    return (
+        f"asked {c.false_reject_rate:.2g}; {len(c.good_scores)} good images support {c.supported_rate:.2g} at best, "
+        f"so the threshold is an extrapolation, expected rate {c.expected_rate:.2g}"
+    )
+
+
+def _two_columns(rows: dict[str, str]) -> Table:
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for key, value in rows.items():
+        table.add_row(escape(printable(key)), escape(printable(value)))
+    return table
+
+
+def evaluation_table(e: Evaluation) -> Table:
+    """What ``evaluate`` shows to people."""
+    rows = {
+        "image AUROC": f"{e.image_auroc:.4f}",
+        "AUPR": f"{e.aupr:.4f}",
+        "image F1 at the threshold": f"{e.image_f1:.4f} (best threshold for these images: {e.best_f1:.4f})",
+        "false rejects": str(e.false_rejects),
+        "escapes": str(e.escapes),
+        **({f"escapes in {k}": str(v) for k, v in e.per_folder.items()} if len(e.per_folder) > 1 else {}),
+    }
+    if e.masked:
+        rows["pixel AUROC"] = f"{e.pixel_auroc:.4f} ({e.masked} masks)"
+        rows["AUPRO (limit 0.3)"] = f"{e.aupro:.4f}"
+    return _two_columns(rows)
+
+
+def findings_table(findings: list[Finding]) -> Table:
+    """What ``doctor`` shows."""
+    table = Table(box=None, pad_edge=False)
+    for heading in ("part", "state", "detail", "what to do"):
+        table.add_column(heading, overflow="fold")
+    styles = {"ok": "green", "missing": "yellow", "broken": "bold red"}
+    for f in findings:
+        table.add_row(f.what, f"[{styles[f.state]}]{f.state}[/]", escape(f.detail), escape(f.advice))
+    return table
+
+
+def report_scan(summary: ScanSummary, config: ScanConfig) -> None:
+    """What ``scan`` says when it is done."""
+    counts = summary.verdicts
+    if summary.skipped:
+        err.print(f"{summary.skipped} images had a row already")
+    if summary.odd_aspect:
+        most = "more than " if len(summary.odd_aspect) >= 1000 else ""
+        name = summary.odd_aspect[0]
+        warn([f"{most}{len(summary.odd_aspect)} images have another aspect ratio than the training images, "
+              f"so they were distorted; the first is {name}"])  # fmt: skip
+    speed = summary.images / summary.seconds if summary.seconds else 0.0
+    err.print(
+        f"{summary.images} images in {summary.seconds:.1f} s ({speed:.1f} images/s): "
+        f"[green]{counts['OK']} OK[/], [red]{counts['NG']} NG[/], [yellow]{counts['UNREADABLE']} UNREADABLE[/]"
+    )
+    places = [f"{config.output / 'results'}.{config.format}"]
+    places += [str(config.output / "heatmaps")] if config.heatmaps else []
+    places += [str(config.output / "maps")] if config.maps else []
+    err.print(escape(f"wrote {', '.join(places)}"))
+
+
+def report_demo(result: DemoResult) -> None:
+    """What ``demo`` says when it is done."""
+    report_training(result.report)
+    err.print()
+    err.print(rows_table(list(result.rows), result.folders.truth))
+    out = result.output
+    err.print(escape(f"\nLook at {out / 'results' / 'heatmaps'} and {out / 'results' / 'results.csv'}."))
+    err.print("The same on your own images: inspectad train ./good ./defects; inspectad scan ./line_images --heatmaps")
+
+
+def rows_table(rows: list[Inspection], truth: dict[str, str | None]) -> Table:
+    """What ``demo`` shows: verdict beside truth."""
+    table = Table(box=None, pad_edge=False)
+    for heading in ("image", "verdict", "score", "severity", "regions", "what it really is"):
+        table.add_column(heading)
+    for row in rows:
+        score = "" if row.score is None else f"{row.score:.3f}"
+        severity = "" if row.severity is None else f"{row.severity:.2f}"
+        really = truth.get(row.image) or "good"
+        verdict = f"[{_STYLES[row.verdict.value]}]{row.verdict}[/]"
+        table.add_row(escape(row.image), verdict, score, severity, str(len(row.boxes)), really.replace("_", " "))
+    return table
+
+
+def stdout_is_data() -> bool:
+    """Whether rows go to standard output as well: when it is no terminal, something reads it."""
+    return not sys.stdout.isatty()
+
+

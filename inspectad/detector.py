@@ -1,0 +1,186 @@
+"""Run a model with ONNX Runtime. The only importer of onnxruntime, and all that a line PC needs."""
+
+import ctypes
+import hashlib
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Self
+
+import numpy as np
+import onnxruntime as ort
+
+from inspectad.errors import ModelFileError, UsageError
+from inspectad.images import resize
+from inspectad.manifest import Manifest
+from inspectad.model_file import extract_manifest, onnx_path, read_model_bytes
+from inspectad.records import ByteArray, Prediction, Verdict
+
+DEVICES: Final = ("auto", "cpu", "cuda", "tensorrt")
+_PROVIDERS: Final = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Provider:
+    """What a session runs on.
+
+    Attributes:
+        device: ``cpu``, ``cuda`` or ``tensorrt``.
+        reason: one line: why this one, when another was asked for or could have been hoped for; else empty.
+    """
+
+    device: str
+    reason: str = ""
+
+
+class OnnxDetector:
+    """A model that is loaded and ready: arrays in, scores and maps out. Safe to use from several threads."""
+
+    def __init__(self, session: ort.InferenceSession, manifest: Manifest, digest: str, provider: Provider) -> None:
+        self._session = session
+        self.manifest = manifest
+        self.digest = digest
+        self.provider = provider
+
+    @classmethod
+    def load(cls, model: str | Path, device: str = "auto", threads: int = 0) -> Self:
+        """Load a model folder or a single ``.onnx`` file.
+
+        Args:
+            device: ``auto`` (CUDA where it works, else CPU), ``cpu``, ``cuda`` or ``tensorrt``.
+            threads: CPU threads for inference; 0 for all cores.
+        Raises:
+            ModelFileError: missing, damaged, foreign, or too new.
+            UsageError: no such device name.
+        """
+        if device not in DEVICES:
+            raise UsageError(f"no device named {device!r}; there are: {', '.join(DEVICES)}")
+        path = onnx_path(Path(model))
+        data = read_model_bytes(path)
+        session, provider = create_session(data, device, threads, path)
+        try:
+            manifest = extract_manifest(session.get_modelmeta().custom_metadata_map, data)
+            _check_graph(session, manifest)
+        except ModelFileError as error:
+            raise ModelFileError(f"{path}: {error}") from error
+        return cls(session, manifest, hashlib.sha256(data).hexdigest(), provider)
+
+    @property
+    def input_size_hw(self) -> tuple[int, int]:
+        """Height and width of the network's input."""
+        return self.manifest.input_size_hw
+
+    @property
+    def threshold(self) -> float:
+        """The calibrated threshold in image-score units."""
+        return self.manifest.calibration.threshold
+
+    def predict(self, images: ByteArray | Sequence[ByteArray]) -> Prediction:
+        """Score a batch of images of any sizes; each is resized by the rule used in training.
+
+        Args:
+            images: uint8 RGB, (B, H, W, 3) or a sequence of (H, W, 3).
+        Returns: scores (B,) and maps (B, H, W) at `input_size_hw`.
+        """
+        for image in images:
+            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+                raise ValueError(f"images must be (H, W, 3) uint8 RGB, got {image.shape} {image.dtype}")
+        if not len(images):
+            return Prediction(np.zeros(0, np.float32), np.zeros((0, *self.input_size_hw), np.float32))
+        return self.predict_resized(np.stack([resize(image, self.input_size_hw) for image in images]))
+
+    def predict_resized(self, batch: ByteArray) -> Prediction:
+        """Score images that are at the input size already: uint8 (B, H, W, 3)."""
+        scores, maps = self._session.run(["score", "anomaly_map"], {"image": batch})
+        return Prediction(scores, maps)
+
+    def verdicts(self, prediction: Prediction, threshold: float | None = None) -> list[Verdict]:
+        """OK or NG for each image of a prediction, by the calibrated threshold or by another."""
+        calibration = self.manifest.calibration
+        return [calibration.verdict(float(s), threshold) for s in prediction.image_scores]
+
+
+def create_session(
+    data: bytes, device: str = "cpu", threads: int = 0, path: Path | None = None
+) -> tuple[ort.InferenceSession, Provider]:
+    """A session for a serialised graph on the first device that works.
+
+    Raises: ModelFileError when the bytes are no ONNX graph that this runtime can run.
+    """
+    options = ort.SessionOptions()
+    options.log_severity_level = 4  # what matters is said in our own words
+    options.intra_op_num_threads = threads
+    wanted, reason = _usable_devices(device)
+    for name in wanted:
+        try:
+            session = ort.InferenceSession(data, options, providers=_provider_options(name))
+        except Exception as error:  # onnxruntime raises its own classes, which share no public base
+            if name != "cpu":
+                reason = f"{name} did not start ({_first_line(error)})"
+                continue
+            raise ModelFileError(
+                f"{path or 'model'}: not an ONNX model, or a damaged one ({_first_line(error)}); "
+                "copy it again or train again"
+            ) from error
+        if name == "cpu" or session.get_providers()[0] == _PROVIDERS[name]:
+            return session, Provider(name, reason and f"running on {name}: {reason}")
+        reason = f"onnxruntime could not start {name}; 'inspectad doctor' says what is missing"
+    raise AssertionError("the CPU provider is always tried last")
+
+
+def _usable_devices(device: str) -> tuple[list[str], str]:
+    """Devices to try in order, and why the one asked for is not among them."""
+    if device == "cpu":
+        return ["cpu"], ""
+    problem = gpu_problem()
+    if problem:
+        return ["cpu"], problem
+    if hasattr(ort, "preload_dlls"):
+        ort.preload_dlls()  # CUDA and cuDNN that came as Python packages are found only after this
+    return (["tensorrt", "cuda", "cpu"] if device == "tensorrt" else ["cuda", "cpu"]), ""
+
+
+def gpu_problem() -> str:
+    """Why CUDA cannot work here, in words; empty when nothing speaks against it."""
+    if _PROVIDERS["cuda"] not in ort.get_available_providers():
+        return "this onnxruntime has no CUDA support (package onnxruntime instead of onnxruntime-gpu)"
+    library = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+    try:
+        ctypes.CDLL(library)
+    except OSError:
+        return "no NVIDIA driver found"
+    return ""
+
+
+def try_provider(device: str) -> str:
+    """Start a session of a one-node graph on a device; why it did not start, empty when it did."""
+    # y = Identity(x), x float (1,): the serialised protobuf, since a line PC has no package that writes ONNX.
+    graph = (
+        b"\x08\x08:7\n\x10\n\x01x\x12\x01y\"\x08Identity\x12\x01gZ\x0f\n\x01x\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01"
+        b"b\x0f\n\x01y\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01B\x04\n\x00\x10\x11"
+    )
+    provider = create_session(graph, device)[1]
+    return "" if provider.device == device else provider.reason
+
+
+def _provider_options(device: str) -> list[Any]:
+    cuda = (_PROVIDERS["cuda"], {"cudnn_conv_algo_search": "HEURISTIC"})
+    if device == "tensorrt":
+        return [_PROVIDERS["tensorrt"], cuda, _PROVIDERS["cpu"]]
+    return [cuda, _PROVIDERS["cpu"]] if device == "cuda" else [_PROVIDERS["cpu"]]
+
+
+def _check_graph(session: ort.InferenceSession, manifest: Manifest) -> None:
+    inputs = [(i.name, i.type, tuple(i.shape[1:])) for i in session.get_inputs()]
+    outputs = {o.name for o in session.get_outputs()}
+    if inputs != [("image", "tensor(uint8)", (*manifest.input_size_hw, 3))] or outputs != {"score", "anomaly_map"}:
+        raise ModelFileError("its graph is not what its manifest says")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]

@@ -1,0 +1,140 @@
+"""From an anomaly map to what a person looks at: regions, and an overlay on the source image. Pure."""
+
+import math
+from dataclasses import dataclass
+from typing import Final
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from inspectad.records import Box, ByteArray, FloatArray, Verdict
+
+MAX_BOXES: Final = 20  # a row stays readable; area_px counts all regions
+_FULL_COLOUR = 2.0  # map value, as a multiple of the threshold, at which the colour scale ends
+_CALM = 0.5  # below this share of the threshold nothing is coloured
+_OPACITY = 0.55
+
+
+@dataclass(frozen=True, slots=True)
+class Regions:
+    """What of a map lies above a level, in source pixels.
+
+    Attributes:
+        area_px: source pixels above the level.
+        boxes: bounding boxes, largest area first, at most `MAX_BOXES`.
+        peak_xy: source pixel of the highest map value.
+        level: the level used.
+    """
+
+    area_px: int
+    boxes: tuple[Box, ...]
+    peak_xy: tuple[int, int]
+    level: float
+
+
+def region_level(peak: float, verdict: Verdict, threshold: float, map_threshold: float) -> float:
+    """Level that regions are cut at: the map threshold; on an NG image that stays below it, the image threshold.
+
+    An NG image always shows where: its score is a mean of map values, so some of them exceed the threshold.
+    """
+    return threshold if verdict is Verdict.NG and peak <= map_threshold else map_threshold
+
+
+def find_regions(anomaly_map: FloatArray, level: float, source_hw: tuple[int, int]) -> Regions:
+    """Regions of a map above a level, scaled to the source image.
+
+    Args:
+        anomaly_map: (h, w) at the model's input size.
+        level: in map units; a region is 8-connected and strictly above it.
+        source_hw: size of the source image.
+    """
+    scale_y, scale_x = source_hw[0] / anomaly_map.shape[0], source_hw[1] / anomaly_map.shape[1]
+    peak_y, peak_x = np.unravel_index(int(np.argmax(anomaly_map)), anomaly_map.shape)
+    peak = (min(int((peak_x + 0.5) * scale_x), source_hw[1] - 1), min(int((peak_y + 0.5) * scale_y), source_hw[0] - 1))
+    above = (anomaly_map > level).astype(np.uint8)
+    area = round(int(above.sum()) * scale_x * scale_y)
+    _, _, stats, _ = cv2.connectedComponentsWithStats(above, connectivity=8)
+    regions = sorted(stats[1:].tolist(), key=lambda s: (-s[cv2.CC_STAT_AREA], s[1], s[0]))
+    boxes = tuple(_source_box(r, scale_x, scale_y) for r in regions[:MAX_BOXES])
+    return Regions(area, boxes, peak, level)
+
+
+def _source_box(stats: list[int], scale_x: float, scale_y: float) -> Box:
+    x, y, width, height = stats[:4]
+    left, top = math.floor(x * scale_x), math.floor(y * scale_y)
+    return Box(left, top, math.ceil((x + width) * scale_x) - left, math.ceil((y + height) * scale_y) - top)
+
+
+def render_overlay(
+    image: ByteArray, anomaly_map: FloatArray, level: float, caption: str, verdict: Verdict
+) -> ByteArray:
+    """The source image with its map on it, at source resolution.
+
+    One fixed colour scale, anchored at the level: nothing below half of it, yellow at it, dark red from twice on.
+    So colours mean the same on every image of a model, and a good image looks like itself.
+
+    Args:
+        image: (H, W, 3) RGB uint8, the source.
+        anomaly_map: (h, w), any size.
+        level: map value that contours are drawn at.
+        caption: one line, drawn where the image is large enough to read it.
+    Returns: (H, W, 3) RGB uint8.
+    """
+    height, width = image.shape[:2]
+    colours = _colourise(anomaly_map, level)  # at map size, so that a large source costs one resize and one blend
+    colours = cv2.resize(colours, (width, height), interpolation=cv2.INTER_LINEAR)
+    alpha = colours[..., 3:].astype(np.uint16)
+    blended = (image * (255 - alpha) + colours[..., :3] * alpha + 127) // 255
+    overlay = np.ascontiguousarray(blended, np.uint8)
+    _draw_contours(overlay, anomaly_map, level)
+    _draw_caption(overlay, caption, verdict)
+    return overlay
+
+
+def _colour_table() -> npt.NDArray[np.uint8]:
+    """(256, 4) RGBA from map value 0 to `_FULL_COLOUR` levels."""
+    stops = np.array([0.0, _CALM, 1.0, 1.5, 2.0])
+    red, green, blue = [255, 255, 255, 235, 140], [235, 235, 200, 60, 0], [150, 150, 0, 20, 20]
+    opacity = [0, 0, _OPACITY * 200, _OPACITY * 255, _OPACITY * 300]
+    at = np.linspace(0, _FULL_COLOUR, 256)
+    return np.stack([np.interp(at, stops, c) for c in (red, green, blue, opacity)], axis=1).astype(np.uint8)
+
+
+_TABLE: Final = _colour_table()
+
+
+def _colourise(anomaly_map: FloatArray, level: float) -> npt.NDArray[np.uint8]:
+    steps = np.clip(anomaly_map / max(level, 1e-12) * (255 / _FULL_COLOUR), 0, 255).astype(np.uint8)
+    return _TABLE[steps]
+
+
+def _draw_contours(overlay: ByteArray, anomaly_map: FloatArray, level: float) -> None:
+    above = (anomaly_map > level).astype(np.uint8)
+    if not above.any():
+        return
+    height, width = overlay.shape[:2]
+    # The outline of the enlarged map, not the enlarged outline: steps of a coarse map would show on a large image.
+    inner_hw = (min(height, 1024), min(width, 1024))
+    fine = cv2.resize(anomaly_map, inner_hw[::-1], interpolation=cv2.INTER_LINEAR) > level
+    contours, _ = cv2.findContours(fine.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    scale = np.array([width / inner_hw[1], height / inner_hw[0]])
+    scaled = [np.round((c + 0.5) * scale - 0.5).astype(np.int32) for c in contours]
+    cv2.polylines(overlay, scaled, True, (220, 0, 0), max(1, round(max(height, width) / 400)), cv2.LINE_AA)
+
+
+def _draw_caption(overlay: ByteArray, caption: str, verdict: Verdict) -> None:
+    height, width = overlay.shape[:2]
+    font = cv2.FONT_HERSHEY_SIMPLEX
+    scale = min(max(height, width) / 1000, 4.0)
+    scale = max(scale, 0.35)
+    (text_w, text_h), base = cv2.getTextSize(caption, font, scale, max(1, round(scale * 1.5)))
+    if text_w > width - 4:
+        scale *= (width - 4) / text_w
+        (text_w, text_h), base = cv2.getTextSize(caption, font, scale, 1)
+    if scale < 0.25 or text_h + base + 6 > height // 3:
+        return  # too small to be read
+    colour = (176, 0, 0) if verdict is Verdict.NG else (0, 100, 40)
+    cv2.rectangle(overlay, (0, 0), (text_w + 8, text_h + base + 6), colour, -1)
+    thickness = max(1, round(scale * 1.5))
+    cv2.putText(overlay, caption, (4, text_h + 4), font, scale, (255, 255, 255), thickness, cv2.LINE_AA)

@@ -1,0 +1,158 @@
+"""From a file's bytes to the pixels a network sees: decoding, and the ONE resize rule of train, export and scan."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from inspectad.errors import UnreadableImageError
+from inspectad.records import ByteArray
+
+RESIZE_RULE: Final = "area-down-linear-up"
+"""Name of the resize rule below, stored with every model: a model made under another rule is refused."""
+
+FULL_SCALES: Final = (255, 1023, 4095, 16383, 65535)
+"""White levels of 8-, 10-, 12-, 14- and 16-bit images. Above 8 bits the file says only 16: see `full_scale_of`."""
+
+STRIDE: Final = 16
+MIN_INPUT_PX: Final = 64
+MAX_INPUT_PX: Final = 2048
+_BASE_PX = 320  # longer side of a square part
+_MIN_SHORT_PX = 256  # a long part keeps this much on its short side, until its long side reaches the limit
+_MAX_LONG_PX = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class DecodedImage:
+    """Pixels as stored, upright.
+
+    Attributes:
+        pixels: (H, W, 3) RGB, uint8 or uint16. Grey and palette images are expanded, EXIF orientation is applied,
+            transparency is ignored (the colour stored beneath it is what is inspected).
+    """
+
+    pixels: npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
+
+    @property
+    def is_8_bit(self) -> bool:
+        return self.pixels.dtype == np.uint8
+
+    @property
+    def size_hw(self) -> tuple[int, int]:
+        return (self.pixels.shape[0], self.pixels.shape[1])
+
+
+def read_image(path: Path) -> DecodedImage:
+    """Read and decode one file.
+
+    Raises:
+        UnreadableImageError: it is missing, empty, truncated, not an image, or of a kind that cannot be judged.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UnreadableImageError(f"cannot be opened: {error.strerror or error}") from error
+    return decode_image(data)
+
+
+def decode_image(data: bytes) -> DecodedImage:
+    """Decode an image file's bytes. OpenCV 5 refuses truncated files of every format tried; 4 did not."""
+    if not data:
+        raise UnreadableImageError("the file is empty (0 bytes); copy it again")
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # the reason goes into the row, not between the progress lines
+    try:
+        flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_ANYDEPTH
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error as error:
+        raise UnreadableImageError(f"cannot be decoded: {error.err}") from error
+    if pixels is None:
+        raise UnreadableImageError("not an image, or a damaged or truncated one; copy or export it again")
+    if pixels.dtype not in (np.uint8, np.uint16):
+        raise UnreadableImageError(
+            f"pixels of type {pixels.dtype} have no fixed white level; export it with 8 or 16 bits a channel"
+        )
+    return DecodedImage(pixels)
+
+
+def full_scale_of(images_max: int, *, is_8_bit: bool) -> int:
+    """White level of a set of images: 255 for 8-bit files, else the smallest of 10, 12, 14, 16 bits that holds them.
+
+    Cameras store 10, 12 and 14 bits in 16-bit files. Dividing by 65535 would make such images nearly black,
+    and clipping to 255 nearly white; so the level is read off the training images and stored with the model.
+    """
+    if is_8_bit:
+        return FULL_SCALES[0]
+    return next(level for level in FULL_SCALES[1:] if images_max <= level)
+
+
+def to_8_bit(image: DecodedImage, full_scale: int) -> ByteArray:
+    """Scale to 0..255, (H, W, 3) uint8.
+
+    Raises:
+        UnreadableImageError: the image's depth is not that of the training images, so no scale is known to be right.
+    """
+    pixels = image.pixels
+    if pixels.dtype == np.uint8:
+        if full_scale != FULL_SCALES[0]:
+            raise UnreadableImageError(
+                f"8-bit image, but the model was trained on 16-bit files with white at {full_scale}; "
+                "scan files as the camera made them for training, or train again on 8-bit ones"
+            )
+        return pixels.astype(np.uint8, copy=False)
+    if full_scale == FULL_SCALES[0]:
+        raise UnreadableImageError(
+            "16-bit image, but the model was trained on 8-bit ones; scan 8-bit files or train again on 16-bit ones"
+        )
+    highest = int(pixels.max())
+    if highest > full_scale:
+        raise UnreadableImageError(
+            f"pixel values up to {highest}, but white was {full_scale} in the training images; "
+            "check the camera's bit depth, or train again with images of this kind"
+        )
+    scaled = cv2.convertScaleAbs(pixels, alpha=255.0 / full_scale)
+    return np.asarray(scaled, np.uint8)
+
+
+def resize(image: ByteArray, size_hw: tuple[int, int]) -> ByteArray:
+    """The one resize rule: area averaging on an axis that shrinks (no aliasing), linear on one that grows.
+
+    Args:
+        image: (H, W, 3) or (H, W), uint8.
+        size_hw: height and width wanted.
+    """
+    height, width = size_hw
+    smaller = (min(height, image.shape[0]), min(width, image.shape[1]))
+    if smaller != image.shape[:2]:
+        image = np.asarray(cv2.resize(image, smaller[::-1], interpolation=cv2.INTER_AREA), np.uint8)
+    if (height, width) != image.shape[:2]:
+        image = np.asarray(cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR), np.uint8)
+    return image
+
+
+def choose_input_size(sizes_hw: Sequence[tuple[int, int]], longer_px: int | None = None) -> tuple[int, int]:
+    """Input size (H, W) for a set of images: their median aspect ratio, multiples of the stride.
+
+    Without ``longer_px``: about 320 x 320 pixels of area for parts up to 1.56 : 1; longer ones keep 256 on the
+    short side until the long side reaches 1,024, since a long part squashed small loses its thin defects.
+
+    Args:
+        sizes_hw: height and width of the training images, at least one.
+        longer_px: the longer side wanted (``--size``).
+    """
+    aspect = math.exp(float(np.median([math.log(w / h) for h, w in sizes_hw])))  # W / H
+    stretch = max(aspect, 1 / aspect)
+    if longer_px is not None:
+        longer = float(longer_px)
+    else:
+        longer = min(max(_BASE_PX / math.sqrt(stretch), _MIN_SHORT_PX) * stretch, _MAX_LONG_PX)
+    long_px, short_px = _to_stride(longer), _to_stride(longer / stretch)
+    return (short_px, long_px) if aspect >= 1 else (long_px, short_px)
+
+
+def _to_stride(pixels: float) -> int:
+    return min(max(round(pixels / STRIDE) * STRIDE, MIN_INPUT_PX), MAX_INPUT_PX)

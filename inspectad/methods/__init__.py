@@ -1,0 +1,44 @@
+"""The detection methods, by the name that ``--method`` takes.
+
+A method is a trainer: made once with the training images and the settings, it returns a ``torch.nn.Module`` for any
+subset of the good images, whose ``forward(images: uint8 (B, H, W, 3)) -> (score (B,), anomaly_map (B, H, W))``,
+higher meaning more anomalous. Calibration, export, parity, scan and evaluation know that module and no method.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from torch import Tensor, nn
+
+from inspectad.methods.memory_bank import MemoryBankTrainer, restore_memory_bank
+from inspectad.nn.settings import TrainSettings
+from inspectad.training_data import TrainingImages
+
+
+class Trainer(Protocol):
+    """One method at work on one set of training images."""
+
+    def fit(self, good: Sequence[int]) -> nn.Module:
+        """Train on these of the good images (indices), and nothing else of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """How a method is trained, and how its network is made again from a model's weights.
+
+    Attributes:
+        trainer: (good images, defect images, settings) to a trainer.
+        restore: (tensors of ``weights.safetensors``, settings) to the module that ``fit`` returned.
+        max_folds: how many times calibration may train again to score images that the model has not seen.
+    """
+
+    trainer: Callable[[TrainingImages, TrainingImages, TrainSettings], Trainer]
+    restore: Callable[[dict[str, Tensor], TrainSettings], nn.Module]
+    max_folds: int = 16
+
+
+METHODS: dict[str, Method] = {
+    "memory_bank": Method(MemoryBankTrainer, restore_memory_bank),
+}

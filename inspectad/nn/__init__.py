@@ -1,0 +1,1 @@
+"""Torch pieces that methods share. Imported by training code only, never by ``scan``."""

@@ -1,0 +1,142 @@
+"""Backbones by name: how each is built, where its weights come from, and the proof that they are the right ones.
+
+To add one: write a module with ``forward(float32 (B, 3, H, W) in 0..255) -> list of (B, C, h, w)``, coarser maps
+last, every side of the first a multiple of every other's, and give it an entry in ``BACKBONES``.
+"""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from inspectad.embedded import embedded_weights
+from inspectad.errors import TrainingError, UsageError
+from inspectad.nn.efficientnet_lite import EfficientNetLite0
+
+
+@dataclass(frozen=True, slots=True)
+class BackboneSpec:
+    """How a backbone is built and where its weights are.
+
+    Attributes:
+        build: makes the untrained network.
+        embedded_sha256: SHA-256 of ``models/<name>/weights.safetensors``; empty when none is embedded.
+        download: torchvision's name of the pretrained weights, tried when no file is given; empty for none.
+    """
+
+    build: Callable[[], nn.Module]
+    embedded_sha256: str = ""
+    download: str = ""
+
+
+class TorchvisionFeatures(nn.Module):
+    """Two stages (strides 8 and 16) of a torchvision ResNet, with ImageNet's mean and deviation inside."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        import torchvision  # only users of these backbones pay for the import
+
+        resnet = torchvision.models.get_model(name, weights=None)
+        self.stem = nn.Sequential(resnet.conv1, resnet.bn1, resnet.relu, resnet.maxpool)
+        self.layer1, self.layer2, self.layer3 = resnet.layer1, resnet.layer2, resnet.layer3
+        self.register_buffer("mean", torch.tensor([123.675, 116.28, 103.53]).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor([58.395, 57.12, 57.375]).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Args: images float32 (B, 3, H, W) in 0..255. Returns: features at strides 8 and 16."""
+        x = self.layer1(self.stem((images - self.get_buffer("mean")) / self.get_buffer("std")))
+        at_8 = self.layer2(x)
+        return [at_8, self.layer3(at_8)]
+
+    def load_torchvision(self, state: dict[str, Tensor]) -> None:
+        """Take a whole torchvision state dict, with its own names, and keep the stages in use."""
+        renamed = {
+            name.replace("conv1.", "stem.0.", 1) if name.startswith("conv1.") else
+            name.replace("bn1.", "stem.1.", 1) if name.startswith("bn1.") else name: value
+            for name, value in state.items()
+            if not name.startswith(("layer4.", "fc."))
+        }
+        self.load_state_dict(renamed)
+
+
+BACKBONES: Final[dict[str, BackboneSpec]] = {
+    "efficientnet_lite0": BackboneSpec(
+        EfficientNetLite0,
+        embedded_sha256="21d6eca8d6084d04f3c355c3f79fe9ea2a948f37be6ab26fbe3d4fa36052e039",
+    ),
+    "resnet18": BackboneSpec(lambda: TorchvisionFeatures("resnet18"), download="ResNet18_Weights.IMAGENET1K_V1"),
+    "wide_resnet50_2": BackboneSpec(
+        lambda: TorchvisionFeatures("wide_resnet50_2"), download="Wide_ResNet50_2_Weights.IMAGENET1K_V1"
+    ),
+}
+
+
+def load_backbone(name: str, weights: Path | None = None) -> tuple[nn.Module, str]:
+    """Build a backbone with its pretrained weights, in evaluation mode and frozen.
+
+    Args:
+        name: a key of ``BACKBONES``.
+        weights: ``.safetensors``, or ``.pth`` read without executing anything; None for the embedded or published.
+
+    Returns: the network, and the SHA-256 of the weights' file ("" when torchvision fetched them).
+    """
+    if name not in BACKBONES:
+        raise UsageError(f"no backbone named {name!r}; there are: {', '.join(BACKBONES)}")
+    spec = BACKBONES[name]
+    network = spec.build()
+    embedded = _embedded(name) if weights is None and spec.embedded_sha256 else None
+    file = embedded or weights
+    if file is None:
+        _load_published(network, name, spec.download)
+        return network.eval().requires_grad_(False), ""
+    _load_file(network, file)
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    if embedded and digest != spec.embedded_sha256:
+        raise TrainingError(f"{file}: the embedded weights are damaged; install inspectad again")
+    return network.eval().requires_grad_(False), digest
+
+
+def _embedded(name: str) -> Path:
+    try:
+        return embedded_weights(name)
+    except FileNotFoundError as error:
+        raise TrainingError(f"{error}; install inspectad again, or give --backbone-weights FILE") from error
+
+
+def _load_file(network: nn.Module, file: Path) -> None:
+    if not file.is_file():
+        raise UsageError(f"--backbone-weights {file}: no such file")
+    try:
+        is_safe = file.suffix == ".safetensors"
+        # weights_only refuses anything but tensors, so nothing in the file is executed
+        state = load_file(file) if is_safe else torch.load(file, map_location="cpu", weights_only=True)
+        _load_state(network, state)
+    except Exception as error:  # safetensors, pickle, zip and torch errors share no base, and none is our bug
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UsageError(f"--backbone-weights {file}: not weights of this backbone ({reason})") from error
+
+
+def _load_state(network: nn.Module, state: dict[str, Tensor]) -> None:
+    if isinstance(network, TorchvisionFeatures):
+        network.load_torchvision(state)
+        return
+    counters = {k: v for k, v in network.state_dict().items() if k.endswith("num_batches_tracked")}
+    network.load_state_dict({**counters, **state})
+
+
+def _load_published(network: nn.Module, name: str, weights: str) -> None:
+    from torchvision.models import get_weight
+
+    try:
+        state = get_weight(weights).get_state_dict(progress=False, check_hash=True)
+    except Exception as error:  # urllib, ssl and socket errors: what matters is what the user can do
+        raise TrainingError(
+            f"the weights of {name} could not be downloaded ({error}); on a machine with internet get {weights} "
+            "from torchvision, copy the file here, and give --backbone-weights FILE"
+        ) from error
+    _load_state(network, dict(state))

@@ -1,0 +1,25 @@
+"""What a method needs to know, in one frozen value that is stored with the model."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainSettings:
+    """Settings of one training.
+
+    Attributes:
+        input_size_hw: height and width that every image is resized to.
+        backbone: a key of ``inspectad.nn.backbone.BACKBONES``.
+        backbone_weights: file that replaces the backbone's own weights.
+        bank_size: vectors in the memory bank.
+        seed: of everything random.
+        device: ``cpu`` or ``cuda``, torch's name.
+    """
+
+    input_size_hw: tuple[int, int]
+    backbone: str = "efficientnet_lite0"
+    backbone_weights: Path | None = None
+    bank_size: int = 2048
+    seed: int = 0
+    device: str = "cpu"

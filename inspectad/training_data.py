@@ -1,0 +1,190 @@
+"""The training images: which of them can be used, of what depth and size, and their pixels in bounded memory."""
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from inspectad.errors import TrainingError, UnreadableImageError
+from inspectad.image_files import ImageFile, find_images
+from inspectad.images import decode_image, full_scale_of, read_image, resize, to_8_bit
+from inspectad.records import ByteArray
+
+_CACHE_BYTES = 512 * 2**20  # decoded images kept; beyond it they are read again when they are needed again
+
+
+@dataclass(frozen=True, slots=True)
+class ReadableImage:
+    """An image that was decoded once without complaint.
+
+    Attributes:
+        file: where it is.
+        sha256: of the file.
+        pixels_sha256: of the decoded pixels, equal for copies in other formats or with other metadata.
+        size_hw: upright, in source pixels.
+        is_8_bit: or else 16.
+        highest: largest value of any pixel.
+    """
+
+    file: ImageFile
+    sha256: str
+    pixels_sha256: str
+    size_hw: tuple[int, int]
+    is_8_bit: bool
+    highest: int
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What is in a folder: the usable images, and (name, reason) of those that are not."""
+
+    folder: Path
+    readable: tuple[ReadableImage, ...]
+    unreadable: tuple[tuple[str, str], ...]
+
+
+def survey(folder: Path, on_image: Callable[[], None] = lambda: None) -> Survey:
+    """Decode every image below a folder once.
+
+    Raises: UsageError when there is no such folder.
+    """
+    readable, unreadable = [], []
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        files = find_images(folder)
+        for file, result in zip(files, pool.map(_examine, files), strict=True):
+            on_image()
+            if isinstance(result, ReadableImage):
+                readable.append(result)
+            else:
+                unreadable.append((file.name, result))
+    return Survey(folder, tuple(readable), tuple(unreadable))
+
+
+def _examine(file: ImageFile) -> ReadableImage | str:
+    try:
+        data = file.path.read_bytes()
+        image = decode_image(data)
+    except UnreadableImageError as error:
+        return str(error)
+    except OSError as error:
+        return f"cannot be opened: {error.strerror or error}"
+    pixels = image.pixels
+    return ReadableImage(
+        file,
+        hashlib.sha256(data).hexdigest(),
+        hashlib.sha256(str(pixels.shape).encode() + pixels.tobytes()).hexdigest(),
+        image.size_hw,
+        image.is_8_bit,
+        int(pixels.max()),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """The images that training uses, and what was said about the others.
+
+    Attributes:
+        full_scale: white level, see `inspectad.images.full_scale_of`.
+        warnings: one sentence each, naming the file.
+    """
+
+    good: tuple[ReadableImage, ...]
+    defects: tuple[ReadableImage, ...]
+    full_scale: int
+    warnings: tuple[str, ...]
+
+
+def select(good: Survey, defects: Survey | None) -> Selection:
+    """Leave out what would mislead: unreadable files, copies, images in both folders, and images of another depth.
+
+    Raises: TrainingError when no good image is left, or a defects folder holds none that can be read.
+    """
+    surveys = [good] if defects is None else [good, defects]
+    warnings = [
+        f"{s.folder / name}: left out, {reason}" for s in surveys for name, reason in s.unreadable
+    ]
+    if not good.readable:
+        raise TrainingError(_nothing_usable(good, "good"))
+    if defects is not None and not defects.readable:
+        raise TrainingError(_nothing_usable(defects, "defect"))
+    good_images = _without_copies(good, warnings)
+    defect_images = _without_copies(defects, warnings) if defects is not None else []
+    both = {i.pixels_sha256: i for i in good_images}.keys() & {i.pixels_sha256: i for i in defect_images}.keys()
+    for image in good_images:
+        if image.pixels_sha256 in both:
+            twin = next(i for i in defect_images if i.pixels_sha256 == image.pixels_sha256)
+            warnings.append(
+                f"{image.file.path}: is also among the defects ({twin.file.path}); left out of both, keep one of them"
+            )
+    good_images = [i for i in good_images if i.pixels_sha256 not in both]
+    defect_images = [i for i in defect_images if i.pixels_sha256 not in both]
+    good_images, defect_images = _of_one_depth(good_images, defect_images, warnings)
+    if not good_images:
+        raise TrainingError(f"{good.folder}: every good image is also among the defects; sort them first")
+    highest = max(i.highest for i in (*good_images, *defect_images))
+    full_scale = full_scale_of(highest, is_8_bit=good_images[0].is_8_bit)
+    return Selection(tuple(good_images), tuple(defect_images), full_scale, tuple(warnings))
+
+
+def _nothing_usable(found: Survey, kind: str) -> str:
+    if not found.unreadable:
+        return (
+            f"{found.folder}: no {kind} images in there "
+            "(looked for .png, .jpg, .bmp, .tif, .webp and the like, in subfolders too)"
+        )
+    name, reason = found.unreadable[0]
+    return f"{found.folder}: none of its {len(found.unreadable)} image files can be used; {name}: {reason}"
+
+
+def _without_copies(found: Survey, warnings: list[str]) -> list[ReadableImage]:
+    first: dict[str, ReadableImage] = {}
+    for image in found.readable:
+        if twin := first.get(image.pixels_sha256):
+            warnings.append(f"{image.file.path}: left out, the same picture as {twin.file.name}")
+        first.setdefault(image.pixels_sha256, image)
+    return list(first.values())
+
+
+def _of_one_depth(
+    good: list[ReadableImage], defects: list[ReadableImage], warnings: list[str]
+) -> tuple[list[ReadableImage], list[ReadableImage]]:
+    """Keep 8-bit or 16-bit images, whichever most good ones are; one white level cannot be right for both."""
+    usual = Counter(i.is_8_bit for i in good).most_common(1)[0][0] if good else True
+    for image in (*good, *defects):
+        if image.is_8_bit != usual:
+            bits = ("8-bit", "16-bit") if image.is_8_bit else ("16-bit", "8-bit")
+            warnings.append(f"{image.file.path}: left out, it is {bits[0]} where most good images are {bits[1]}")
+    return [i for i in good if i.is_8_bit == usual], [i for i in defects if i.is_8_bit == usual]
+
+
+class TrainingImages(Sequence[ByteArray]):
+    """Images as the network sees them, uint8 (H, W, 3), by index."""
+
+    def __init__(self, images: Sequence[ReadableImage], input_size_hw: tuple[int, int], full_scale: int) -> None:
+        self.images = tuple(images)
+        self.input_size_hw = input_size_hw
+        self.full_scale = full_scale
+        self._capacity = max(1, _CACHE_BYTES // (3 * input_size_hw[0] * input_size_hw[1]))
+        self._cache: dict[int, ByteArray] = {}
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> ByteArray:  # type: ignore[override]  # slices are not needed
+        """Raises: TrainingError when the file has changed or gone since the survey."""
+        if index in self._cache:
+            return self._cache[index]
+        if not 0 <= index < len(self.images):
+            raise IndexError(index)
+        path = self.images[index].file.path
+        try:
+            pixels = to_8_bit(read_image(path), self.full_scale)
+        except UnreadableImageError as error:
+            raise TrainingError(f"{path}: changed while training ({error}); train again") from error
+        prepared = resize(pixels, self.input_size_hw)
+        if len(self._cache) < self._capacity:
+            self._cache[index] = prepared
+        return prepared
