@@ -57,5 +57,5 @@ def require_train_extra() -> None:
     missing = [p for p in ("torch", "onnx", "onnxscript", "safetensors", "scipy") if find_spec(p) is None]
     if missing:
         raise MissingDependencyError(
-            f'training needs packages that are not installed here ({", ".join(missing)}): pip install "inspectad[train]"'
+            f'this verb needs packages that are missing here ({", ".join(missing)}): pip install "inspectad[train]"'
         )

@@ -45,7 +45,7 @@ class HeldOut:
         learnt_from: how many good images each of these models contained.
         final_images: how many the final model contains.
         how: in words.
-        exchangeable: whether these are scores of fresh images (not of altered copies of known ones).
+        exchangeable: whether these are scores of fresh images (not of turned copies of a known one).
     """
 
     scores: FloatArray

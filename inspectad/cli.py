@@ -13,13 +13,16 @@ from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, ParamSpec
+from typing import TYPE_CHECKING, Annotated, ParamSpec
 
 import typer
 from rich.markup import escape
 
 from inspectad import __version__, console
 from inspectad.errors import InspectadError, UsageError
+
+if TYPE_CHECKING:
+    from inspectad.detector import OnnxDetector
 
 app = typer.Typer(
     help="Find defects on a production line from a handful of good images.",
@@ -76,7 +79,7 @@ class _Terminated(KeyboardInterrupt):
     """SIGTERM, which ends a scan as cleanly as Ctrl-C does."""
 
 
-def _terminate(signum: int, frame: FrameType | None) -> None:
+def _terminate(_signum: int, _frame: FrameType | None) -> None:
     raise _Terminated
 
 
@@ -143,7 +146,7 @@ def train(
     from inspectad.api import require_train_extra
 
     require_train_extra()
-    from inspectad.training import Progress, TrainConfig
+    from inspectad.training import TrainConfig
     from inspectad.training import train as run
 
     config = TrainConfig(
@@ -159,7 +162,7 @@ def train(
         seed=seed,
     )
     with console.step_progress() as progress:
-        report = run(config, Progress(progress.step))
+        report = run(config, progress.step)
     console.report_training(report)
 
 
@@ -184,7 +187,6 @@ def scan(
 
     inspectad scan ./line_images --heatmaps
     """
-    from inspectad.detector import OnnxDetector
     from inspectad.scan import ScanConfig
     from inspectad.scan import scan as run
 
@@ -203,9 +205,7 @@ def scan(
         resume=resume,
         null=null,
     )
-    detector = OnnxDetector.load(model, device.value)
-    if detector.provider.reason:
-        console.err.print(escape(detector.provider.reason))
+    detector = _load(model, device)
     stream = sys.stdout.buffer if console.stdout_is_data() else None
     with console.scan_progress() as progress:
         summary = run(config, detector, on_total=progress.total, on_row=progress.row, stream=stream)
@@ -214,6 +214,16 @@ def scan(
         raise typer.Exit(3)
     if summary.verdicts["UNREADABLE"]:
         raise typer.Exit(4)
+
+
+def _load(model: Path, device: ScanDevice) -> "OnnxDetector":
+    """The model, with one line when it does not run where one might think."""
+    from inspectad.detector import OnnxDetector
+
+    detector = OnnxDetector.load(model, device.value)
+    if detector.provider.reason:
+        console.err.print(escape(detector.provider.reason))
+    return detector
 
 
 @app.command()
@@ -254,12 +264,11 @@ def evaluate(
     """
     from rich.console import Console
 
-    from inspectad.detector import OnnxDetector
     from inspectad.evaluate import EvaluateConfig
     from inspectad.evaluate import evaluate as run
 
     config = EvaluateConfig(good=good, defects=defects, model=model, masks=masks, device=device.value)
-    result = run(config, OnnxDetector.load(model, device.value))
+    result = run(config, _load(model, device))
     console.warn([f"{path}: left out, {reason}" for path, reason in result.unreadable])
     if json:
         typer.echo(result.to_json())

@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 if TYPE_CHECKING:  # this module is loaded by --help, those are not
@@ -160,7 +168,7 @@ def report_training(report: TrainReport) -> None:
         "threshold": f"{c.threshold:.4g}, {c.rule}",
         "false-reject rate": rate_sentence(m),
     }
-    if c.held_out.startswith("altered"):
+    if c.held_out.startswith("turned"):
         rows["caution"] = "one good image shows nothing of how good parts vary: add a few more before you rely on it"
     else:
         rows["false rejects"] = f"{rate(c.false_rejects, len(c.good_scores))} of the held-out good images"
@@ -233,8 +241,8 @@ def report_scan(summary: ScanSummary, config: ScanConfig) -> None:
     if summary.odd_aspect:
         most = "more than " if len(summary.odd_aspect) >= 1000 else ""
         name = summary.odd_aspect[0]
-        warn([f"{most}{len(summary.odd_aspect)} images have another aspect ratio than the training images, "
-              f"so they were distorted; the first is {name}"])  # fmt: skip
+        text = f"{most}{len(summary.odd_aspect)} images have another aspect ratio than the training images"
+        warn([f"{text}, so they were distorted; the first is {name}"])
     speed = summary.images / summary.seconds if summary.seconds else 0.0
     err.print(
         f"{summary.images} images in {summary.seconds:.1f} s ({speed:.1f} images/s): "
@@ -273,5 +281,3 @@ def rows_table(rows: list[Inspection], truth: dict[str, str | None]) -> Table:
 def stdout_is_data() -> bool:
     """Whether rows go to standard output as well: when it is no terminal, something reads it."""
     return not sys.stdout.isatty()
-
-

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from inspectad.training import TrainReport
 
 GOOD_IMAGES: Final = 16
-_LINE: Final = (None, "scratch", None, "stain", None, "dent", None, "missing_hole", None, "scratch", None, "stain")
+DEFECT_IMAGES: Final = 8
+LINE: Final = (None, "scratch", None, "stain", None, "dent", None, "missing_hole", None, "scratch", None, "stain")
 _MARKER: Final = ".inspectad-demo"
 
 
@@ -37,7 +38,7 @@ class DemoFolders:
 
 
 def render_folders(output: Path, on_image: Callable[[], None] = lambda: None) -> DemoFolders:
-    """Render ``good/`` (16 images), ``defects/`` (one of each kind) and ``line_images/`` (12, half of them defective).
+    """Render ``good/`` (16 images), ``defects/`` (two of each kind) and ``line_images/`` (12, half of them defective).
 
     Raises: OutputError when the folder holds something else, or cannot be written.
     """
@@ -48,10 +49,11 @@ def render_folders(output: Path, on_image: Callable[[], None] = lambda: None) ->
     for i in range(GOOD_IMAGES):
         _write(folders.good / f"good_{i:02}.png", render_part(seed=i).image)
         on_image()
-    for i, defect in enumerate(DEFECTS):
-        _write(folders.defects / f"{defect}.png", render_part(seed=100 + i, defect=defect).image)
+    for i in range(DEFECT_IMAGES):
+        defect = DEFECTS[i % len(DEFECTS)]
+        _write(folders.defects / f"{defect}_{i:02}.png", render_part(seed=100 + i, defect=defect).image)
         on_image()
-    for i, truth in enumerate(_LINE):
+    for i, truth in enumerate(LINE):
         name = f"part_{i + 1:03}.png"
         folders.truth[name] = truth
         _write(folders.line_images / name, render_part(seed=200 + i, defect=truth).image)
@@ -77,18 +79,18 @@ def run_demo(output: Path, step: Callable[[str, int, int], None]) -> DemoResult:
     """Render, train and scan with heatmaps, by the same functions as the verbs."""
     from inspectad.detector import OnnxDetector
     from inspectad.scan import ScanConfig, scan
-    from inspectad.training import Progress, TrainConfig, train
+    from inspectad.training import TrainConfig, train
 
     rendered = 0
 
     def on_image() -> None:
         nonlocal rendered
         rendered += 1
-        step("rendering parts", rendered, GOOD_IMAGES + len(DEFECTS) + len(_LINE))
+        step("rendering parts", rendered, GOOD_IMAGES + DEFECT_IMAGES + len(LINE))
 
     folders = render_folders(output, on_image)
     config = TrainConfig(good=folders.good, defects=folders.defects, output=output / "model")
-    report = train(config, Progress(step))
+    report = train(config, step)
     rows: list[Inspection] = []
     images = (str(folders.line_images),)
     scan_config = ScanConfig(images=images, model=output / "model", output=output / "results", heatmaps=True)

@@ -161,7 +161,7 @@ def try_provider(device: str) -> str:
     """Start a session of a one-node graph on a device; why it did not start, empty when it did."""
     # y = Identity(x), x float (1,): the serialised protobuf, since a line PC has no package that writes ONNX.
     graph = (
-        b"\x08\x08:7\n\x10\n\x01x\x12\x01y\"\x08Identity\x12\x01gZ\x0f\n\x01x\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01"
+        b'\x08\x08:7\n\x10\n\x01x\x12\x01y"\x08Identity\x12\x01gZ\x0f\n\x01x\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01'
         b"b\x0f\n\x01y\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01B\x04\n\x00\x10\x11"
     )
     provider = create_session(graph, device)[1]

@@ -88,9 +88,7 @@ class _Scored:
     source_hw: tuple[int, int]
 
 
-def evaluate(
-    config: EvaluateConfig, detector: OnnxDetector, on_image: Callable[[], None] = lambda: None
-) -> Evaluation:
+def evaluate(config: EvaluateConfig, detector: OnnxDetector, on_image: Callable[[], None] = lambda: None) -> Evaluation:
     """Score all images of both folders and compute the figures.
 
     Raises:
@@ -188,5 +186,3 @@ def _read_mask(folder: Path, scored: _Scored) -> ByteArray | None:
             f"{scored.source_hw[1]} x {scored.source_hw[0]}; they must be equal"
         )
     return (mask > mask.max() / 2).astype(np.uint8) if mask.max() else np.zeros(mask.shape, np.uint8)
-
-

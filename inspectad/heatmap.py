@@ -12,7 +12,7 @@ from inspectad.records import Box, ByteArray, FloatArray, Verdict
 
 MAX_BOXES: Final = 20  # a row stays readable; area_px counts all regions
 _FULL_COLOUR = 2.0  # map value, as a multiple of the threshold, at which the colour scale ends
-_CALM = 0.5  # below this share of the threshold nothing is coloured
+_CALM = 0.85  # below this share of the level nothing is coloured, so a good image looks like itself
 _OPACITY = 0.55
 
 
@@ -71,7 +71,7 @@ def render_overlay(
 ) -> ByteArray:
     """The source image with its map on it, at source resolution.
 
-    One fixed colour scale, anchored at the level: nothing below half of it, yellow at it, dark red from twice on.
+    One fixed colour scale, anchored at the level: nothing below 85 % of it, yellow at it, dark red from twice on.
     So colours mean the same on every image of a model, and a good image looks like itself.
 
     Args:
@@ -81,15 +81,32 @@ def render_overlay(
         caption: one line, drawn where the image is large enough to read it.
     Returns: (H, W, 3) RGB uint8.
     """
-    height, width = image.shape[:2]
-    colours = _colourise(anomaly_map, level)  # at map size, so that a large source costs one resize and one blend
-    colours = cv2.resize(colours, (width, height), interpolation=cv2.INTER_LINEAR)
-    alpha = colours[..., 3:].astype(np.uint16)
-    blended = (image * (255 - alpha) + colours[..., :3] * alpha + 127) // 255
-    overlay = np.ascontiguousarray(blended, np.uint8)
+    overlay = image.copy()
+    _blend(overlay, anomaly_map, level)
     _draw_contours(overlay, anomaly_map, level)
     _draw_caption(overlay, caption, verdict)
     return overlay
+
+
+def _blend(overlay: ByteArray, anomaly_map: FloatArray, level: float) -> None:
+    """Lay the colours over the image, in place and only where there are any: most of most images is calm."""
+    map_h, map_w = anomaly_map.shape
+    left, top, width, height = cv2.boundingRect((anomaly_map > _CALM * level).astype(np.uint8))
+    if not width:
+        return
+    # One map pixel more on each side, since the enlarged map fades into its neighbours.
+    left, right = max(left - 1, 0), min(left + width + 1, map_w)
+    top, bottom = max(top - 1, 0), min(top + height + 1, map_h)
+    x0, x1 = round(left * overlay.shape[1] / map_w), round(right * overlay.shape[1] / map_w)
+    y0, y1 = round(top * overlay.shape[0] / map_h), round(bottom * overlay.shape[0] / map_h)
+    if x1 == x0 or y1 == y0:
+        return
+    colours = _colourise(anomaly_map[top:bottom, left:right], level)
+    colours = np.asarray(cv2.resize(colours, (x1 - x0, y1 - y0), interpolation=cv2.INTER_LINEAR), np.uint8)
+    weight = colours[..., 3].astype(np.float32) * np.float32(1 / 255)
+    patch = np.ascontiguousarray(overlay[y0:y1, x0:x1])
+    colour = np.ascontiguousarray(colours[..., :3])
+    overlay[y0:y1, x0:x1] = cv2.blendLinear(colour, patch, weight, 1 - weight)
 
 
 def _colour_table() -> npt.NDArray[np.uint8]:
@@ -106,7 +123,7 @@ _TABLE: Final = _colour_table()
 
 def _colourise(anomaly_map: FloatArray, level: float) -> npt.NDArray[np.uint8]:
     steps = np.clip(anomaly_map / max(level, 1e-12) * (255 / _FULL_COLOUR), 0, 255).astype(np.uint8)
-    return _TABLE[steps]
+    return np.asarray(_TABLE[steps], np.uint8)
 
 
 def _draw_contours(overlay: ByteArray, anomaly_map: FloatArray, level: float) -> None:

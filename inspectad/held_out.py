@@ -16,7 +16,7 @@ from inspectad.training_data import TrainingImages
 def score_held_out(
     trainer: Trainer, good: TrainingImages, max_folds: int, final: nn.Module, on_fold: Callable[[int, int], None]
 ) -> HeldOut:
-    """Leave-one-out or cross-fitted scores; of a single image, the scores of altered copies of it.
+    """Leave-one-out or cross-fitted scores; of a single image, the scores of turned copies of it.
 
     Args:
         max_folds: up to so many images one is left out at a time; above, a part of them.
@@ -24,14 +24,13 @@ def score_held_out(
         on_fold: told (folds done, folds in all).
     """
     if len(good) == 1:
-        scores, peaks = _scores(final, altered_copies(good[0]))
-        # They stand for one image: the most different of them, since new parts differ more than copies do.
+        scores, peaks = _scores(final, turned_copies(good[0]))
         return HeldOut(
-            scores=scores.max(keepdims=True),
-            peaks=peaks.max(keepdims=True),
+            scores=scores.mean(keepdims=True),  # two copies, but one image
+            peaks=peaks.mean(keepdims=True),
             learnt_from=1,
             final_images=1,
-            how="altered copies of the only good image",
+            how="turned copies of the only good image",
             exchangeable=False,
         )
     folds = np.asarray(fold_of(len(good), max_folds))
@@ -44,9 +43,7 @@ def score_held_out(
             scores[i : i + 1], peaks[i : i + 1] = _scores(module, [good[i]])
         on_fold(fold + 1, count)
     how = "leave-one-out" if count == len(good) else f"cross-fitting in {count} parts"
-    return HeldOut(
-        scores=scores, peaks=peaks, learnt_from=len(good) * (1 - 1 / count), final_images=len(good), how=how
-    )
+    return HeldOut(scores=scores, peaks=peaks, learnt_from=len(good) * (1 - 1 / count), final_images=len(good), how=how)
 
 
 def _scores(module: nn.Module, images: list[ByteArray]) -> tuple[FloatArray, FloatArray]:
@@ -54,24 +51,18 @@ def _scores(module: nn.Module, images: list[ByteArray]) -> tuple[FloatArray, Flo
     return prediction.image_scores, prediction.anomaly_maps.max(axis=(1, 2))
 
 
-def altered_copies(image: ByteArray) -> list[ByteArray]:
-    """The image as the next part might look: shifted, turned by 2 degrees, brighter, darker, blurred, noisy.
+def turned_copies(image: ByteArray) -> list[ByteArray]:
+    """The image turned by 15 degrees either way: the nearest thing to another good part that one image can give.
+
+    Measured on the five sets (README, "What was measured"): their mean score lies within a quarter of that of real
+    good images, where copies that are shifted, brightened, blurred or noisy are off by a factor of two, either way.
 
     Args: image (H, W, 3) uint8. Returns: images of the same shape; the edge is continued by reflection.
     """
     height, width = image.shape[:2]
-    copies = [_warp(image, 0.0, dx, dy) for dx, dy in ((3.0, 5.0), (-5.0, 3.0), (4.0, -4.0), (-3.0, -5.0))]
-    copies += [_warp(image, angle, 0.0, 0.0) for angle in (-2.0, 2.0)]
-    copies += [np.asarray(cv2.convertScaleAbs(image, alpha=gain), np.uint8) for gain in (0.9, 1.1)]
-    copies.append(np.asarray(cv2.GaussianBlur(image, (0, 0), 0.8), np.uint8))
-    noise = np.random.default_rng(0).normal(0, 4, (height, width, 3))
-    copies.append(np.clip(np.rint(image + noise), 0, 255).astype(np.uint8))
-    return copies
-
-
-def _warp(image: ByteArray, degrees: float, dx: float, dy: float) -> ByteArray:
-    height, width = image.shape[:2]
-    matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), degrees, 1.0)
-    matrix[:, 2] += (dx, dy)
-    warped = cv2.warpAffine(image, matrix, (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
-    return np.asarray(warped, np.uint8)
+    turned = []
+    for degrees in (-15.0, 15.0):
+        matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), degrees, 1.0)
+        copy = cv2.warpAffine(image, matrix, (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
+        turned.append(np.asarray(copy, np.uint8))
+    return turned

@@ -4,13 +4,15 @@ import glob
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from io import BytesIO, RawIOBase
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO, Final
+from typing import Final
 
 from inspectad.errors import InspectadError, UsageError
 
 IMAGE_SUFFIXES: Final = frozenset(
-    ".png .jpg .jpeg .jpe .jfif .bmp .dib .tif .tiff .webp .pgm .ppm .pbm .pnm .jp2".split()
+    {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".dib", ".tif", ".tiff", ".webp"}
+    | {".pgm", ".ppm", ".pbm", ".pnm", ".jp2"}
 )
 OUTSIDE: Final = "_outside"
 """First part of the name of an image that lies outside the scanned root; see `relative_name`."""
@@ -104,16 +106,16 @@ def relative_name(path: Path, root: Path) -> str:
     return PurePosixPath(OUTSIDE, drive, *absolute.parts[1:]).as_posix()
 
 
-def read_path_list(stream: BinaryIO, root: Path, separator: bytes = b"\n") -> Iterator[ImageFile]:
+def read_path_list(stream: RawIOBase | BytesIO, root: Path, separator: bytes = b"\n") -> Iterator[ImageFile]:
     """Images named one a line (``scan -``), each as soon as its line is there; empty lines are skipped.
 
     Args:
-        stream: bytes; ``read1`` returns what has arrived, so that a camera's stream is not held back.
+        stream: unbuffered bytes; ``read`` returns what has arrived, so that a camera's stream is not held back.
         root: folder that names are made relative to.
         separator: ``b"\\0"`` for names that may hold newlines, as ``find -print0`` writes them.
     """
     rest = b""
-    while chunk := stream.read1(65536):  # type: ignore[attr-defined]  # BufferedReader and BytesIO have it
+    while chunk := stream.read(65536):
         *lines, rest = (rest + chunk).split(separator)
         yield from (_listed(line, root) for line in lines if line.strip())
     if rest.strip():

@@ -1,6 +1,7 @@
 """From a file's bytes to the pixels a network sees: decoding, and the ONE resize rule of train, export and scan."""
 
 import math
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,18 +54,26 @@ def read_image(path: Path) -> DecodedImage:
     Raises:
         UnreadableImageError: it is missing, empty, truncated, not an image, or of a kind that cannot be judged.
     """
+    return decode_image(read_file(path))
+
+
+def read_file(path: Path) -> bytes:
+    """The bytes of a regular file. Raises: UnreadableImageError; a pipe or device would block for ever."""
     try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UnreadableImageError(f"cannot be opened: {error.strerror or error}") from error
-    return decode_image(data)
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise UnreadableImageError("not a file (a folder, pipe or device); name the image itself")
+        return path.read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+        raise UnreadableImageError(f"cannot be opened: {getattr(error, 'strerror', None) or error}") from error
 
 
 def decode_image(data: bytes) -> DecodedImage:
     """Decode an image file's bytes. OpenCV 5 refuses truncated files of every format tried; 4 did not."""
     if not data:
         raise UnreadableImageError("the file is empty (0 bytes); copy it again")
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # the reason goes into the row, not between the progress lines
+    cv2.utils.logging.setLogLevel(
+        cv2.utils.logging.LOG_LEVEL_SILENT
+    )  # the reason goes into the row, not between the progress lines
     try:
         flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_ANYDEPTH
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
@@ -72,11 +81,13 @@ def decode_image(data: bytes) -> DecodedImage:
         raise UnreadableImageError(f"cannot be decoded: {error.err}") from error
     if pixels is None:
         raise UnreadableImageError("not an image, or a damaged or truncated one; copy or export it again")
-    if pixels.dtype not in (np.uint8, np.uint16):
-        raise UnreadableImageError(
-            f"pixels of type {pixels.dtype} have no fixed white level; export it with 8 or 16 bits a channel"
-        )
-    return DecodedImage(pixels)
+    if pixels.dtype == np.uint8:
+        return DecodedImage(pixels.astype(np.uint8, copy=False))
+    if pixels.dtype == np.uint16:
+        return DecodedImage(pixels.astype(np.uint16, copy=False))
+    raise UnreadableImageError(
+        f"pixels of type {pixels.dtype} have no fixed white level; export it with 8 or 16 bits a channel"
+    )
 
 
 def full_scale_of(images_max: int, *, is_8_bit: bool) -> int:

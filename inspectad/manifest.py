@@ -140,7 +140,7 @@ def manifest_from_json(text: str) -> Manifest:
             f"it was written by a newer inspectad (schema {version}, this one reads up to {SCHEMA_VERSION}); "
             "install the newer inspectad here"
         )
-    manifest = _build(Manifest, data, "manifest")
+    manifest: Manifest = _build(Manifest, data, "manifest")
     _check(manifest)
     return manifest
 

@@ -63,7 +63,7 @@ def append_manifest(graph: bytes, manifest: Manifest) -> bytes:
     tail = onnx.ModelProto()
     for key, value in entries.items():
         tail.metadata_props.add(key=key, value=value)
-    return graph + tail.SerializeToString()
+    return graph + bytes(tail.SerializeToString(deterministic=True))
 
 
 def extract_manifest(metadata: Mapping[str, str], data: bytes) -> Manifest:

@@ -79,9 +79,7 @@ def predict_with_graph(graph: bytes, images: Sequence[ByteArray], batch_size: in
     return Prediction(np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts]))
 
 
-def compare(
-    reference: Prediction, other: Prediction, threshold: float, limit: float, against: str
-) -> Parity:
+def compare(reference: Prediction, other: Prediction, threshold: float, limit: float, against: str) -> Parity:
     """How far two predictions of the same images are apart, relative to their largest value or the threshold.
 
     (The larger of the two: training images score near zero, and what matters is small against the threshold.)
@@ -109,5 +107,3 @@ def require_parity(parity: Parity) -> None:
             f"{parity.images} training images (limit {parity.limit:g}); no model was written. "
             "This is a defect of inspectad or of a library: please report it with the output of 'inspectad doctor'"
         )
-
-

@@ -7,7 +7,6 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
-from types import TracebackType
 from typing import Final, Self
 
 from inspectad.atomic import output_error
@@ -123,7 +122,7 @@ class RowWriter:
         self._kind = kind
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = open(path, "r+b" if keep_bytes else "wb", buffering=0)
+            self._file = path.open("r+b" if keep_bytes else "wb", buffering=0)
             self._file.truncate(keep_bytes)
             self._file.seek(keep_bytes)
         except OSError as error:
@@ -135,7 +134,7 @@ class RowWriter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self._file.close()
 
     def write(self, record: bytes) -> None:

@@ -4,7 +4,7 @@ import hashlib
 import platform
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -72,14 +72,11 @@ class TrainReport:
     model_bytes: int
 
 
-@dataclass(slots=True)
-class Progress:
-    """Where ``train`` says how far it is; the default says nothing."""
-
-    step: Callable[[str, int, int], None] = field(default=lambda text, done, total: None)
+Step = Callable[[str, int, int], None]
+"""Told what is being done, and how many of how many parts of it are: (text, done, total)."""
 
 
-def train(config: TrainConfig, progress: Progress | None = None) -> TrainReport:
+def train(config: TrainConfig, say: Step = lambda *_: None) -> TrainReport:
     """Train, calibrate, prove parity, write the model.
 
     Raises:
@@ -89,7 +86,6 @@ def train(config: TrainConfig, progress: Progress | None = None) -> TrainReport:
         OutputError: the model cannot be written; an earlier model stays whole.
     """
     started = time.perf_counter()
-    say = (progress or Progress()).step
     _check(config)
     selection = _select(config, say)
     size_hw = choose_input_size([i.size_hw for i in selection.good], config.size_px)
@@ -148,7 +144,7 @@ def torch_device(name: str) -> str:
     return "cuda" if name != "cpu" and torch.cuda.is_available() else "cpu"
 
 
-def _select(config: TrainConfig, say: Callable[[str, int, int], None]) -> Selection:
+def _select(config: TrainConfig, say: Step) -> Selection:
     say("reading images", 0, 1)
     good = survey(config.good)
     return select(good, survey(config.defects) if config.defects is not None else None)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from inspectad.errors import TrainingError, UnreadableImageError
 from inspectad.image_files import ImageFile, find_images
-from inspectad.images import decode_image, full_scale_of, read_image, resize, to_8_bit
+from inspectad.images import decode_image, full_scale_of, read_file, read_image, resize, to_8_bit
 from inspectad.records import ByteArray
 
 _CACHE_BYTES = 512 * 2**20  # decoded images kept; beyond it they are read again when they are needed again
@@ -65,12 +65,10 @@ def survey(folder: Path, on_image: Callable[[], None] = lambda: None) -> Survey:
 
 def _examine(file: ImageFile) -> ReadableImage | str:
     try:
-        data = file.path.read_bytes()
+        data = read_file(file.path)
         image = decode_image(data)
     except UnreadableImageError as error:
         return str(error)
-    except OSError as error:
-        return f"cannot be opened: {error.strerror or error}"
     pixels = image.pixels
     return ReadableImage(
         file,
@@ -103,9 +101,7 @@ def select(good: Survey, defects: Survey | None) -> Selection:
     Raises: TrainingError when no good image is left, or a defects folder holds none that can be read.
     """
     surveys = [good] if defects is None else [good, defects]
-    warnings = [
-        f"{s.folder / name}: left out, {reason}" for s in surveys for name, reason in s.unreadable
-    ]
+    warnings = [f"{s.folder / name}: left out, {reason}" for s in surveys for name, reason in s.unreadable]
     if not good.readable:
         raise TrainingError(_nothing_usable(good, "good"))
     if defects is not None and not defects.readable:

@@ -6,8 +6,7 @@ higher meaning more anomalous. Calibration, export, parity, scan and evaluation 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor, nn

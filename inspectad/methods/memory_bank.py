@@ -90,7 +90,7 @@ class MemoryBankTrainer:
     Defects take no part: they are scored like any held-out image when the threshold is set.
     """
 
-    def __init__(self, good: TrainingImages, defects: TrainingImages, settings: TrainSettings) -> None:
+    def __init__(self, good: TrainingImages, _defects: TrainingImages, settings: TrainSettings) -> None:
         self._settings = settings
         self._images = good
         network, _ = load_backbone(settings.backbone, settings.backbone_weights)

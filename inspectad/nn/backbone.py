@@ -56,8 +56,11 @@ class TorchvisionFeatures(nn.Module):
     def load_torchvision(self, state: dict[str, Tensor]) -> None:
         """Take a whole torchvision state dict, with its own names, and keep the stages in use."""
         renamed = {
-            name.replace("conv1.", "stem.0.", 1) if name.startswith("conv1.") else
-            name.replace("bn1.", "stem.1.", 1) if name.startswith("bn1.") else name: value
+            name.replace("conv1.", "stem.0.", 1)
+            if name.startswith("conv1.")
+            else name.replace("bn1.", "stem.1.", 1)
+            if name.startswith("bn1.")
+            else name: value
             for name, value in state.items()
             if not name.startswith(("layer4.", "fc."))
         }

@@ -5,7 +5,6 @@ squeeze-and-excitation, ReLU6 everywhere, fixed stem. Parameter names are those 
 ``tf_efficientnet_lite0``, so that its state dict is the reference; ``tests/test_backbone.py`` compares the two.
 """
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -100,4 +99,3 @@ class EfficientNetLite0(nn.Module):
             if i in (2, 4):
                 features.append(x)
         return features
-

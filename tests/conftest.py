@@ -1,0 +1,90 @@
+"""What several test files share: one small trained model, and the command line as a user runs it."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+import inspectad
+from inspectad.demo_part import render_part
+
+PART_HW = (160, 192)
+GOOD_SEEDS = range(6)
+DEFECTS = {"scratch_6.png": (6, "scratch"), "stain_7.png": (7, "stain")}
+
+RunCli = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """Six good parts and two defects of 160 x 192 px, and a model trained on them. Read only: copy, never change.
+
+    Attributes:
+        root: folder that holds the others.
+        good: ``good_0.png`` to ``good_5.png``.
+        defects: ``scratch_6.png`` and ``stain_7.png``.
+        model: model folder.
+    """
+
+    root: Path
+    good: Path
+    defects: Path
+    model: Path
+
+
+def write_png(path: Path, image: np.ndarray) -> Path:
+    """Write (H, W, 3) RGB or (H, W) grey, 8 or 16 bits; folders are made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = image if image.ndim == 2 else np.ascontiguousarray(image[..., ::-1])
+    path.write_bytes(cv2.imencode(".png", pixels)[1].tobytes())
+    return path
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    root = tmp_path_factory.mktemp("trained")
+    for seed in GOOD_SEEDS:
+        write_png(root / "good" / f"good_{seed}.png", render_part(seed, None, PART_HW).image)
+    for name, (seed, defect) in DEFECTS.items():
+        write_png(root / "defects" / name, render_part(seed, defect, PART_HW).image)
+    inspectad.train(root / "good", root / "defects", root / "model", size_px=96, device="cpu")
+    return Trained(root, root / "good", root / "defects", root / "model")
+
+
+def cli_environment(**extra: str) -> dict[str, str]:
+    """Of this process, with messages on one line and without colours."""
+    kept = {k: v for k, v in os.environ.items() if k not in ("FORCE_COLOR", "PYTHONWARNINGS")}
+    return {**kept, "NO_COLOR": "1", "COLUMNS": "200", "PYTHONUTF8": "1", **extra}
+
+
+@pytest.fixture(scope="session")
+def run_cli() -> RunCli:
+    """``run_cli("scan", folder, cwd=..., stdin=..., env=...)``: the program as a subprocess, its output captured."""
+
+    def run(
+        *arguments: object,
+        cwd: Path | None = None,
+        stdin: str | bytes = b"",
+        env: Mapping[str, str] | None = None,
+        **more: Any,
+    ) -> "subprocess.CompletedProcess[str]":
+        given = stdin.encode() if isinstance(stdin, str) else stdin
+        command = [sys.executable, "-m", "inspectad", *map(os.fspath, map(_argument, arguments))]
+        done = subprocess.run(
+            command, cwd=cwd, input=given, env=cli_environment(**(env or {})), capture_output=True, timeout=120, **more
+        )
+        texts = (part.decode("utf-8", "surrogateescape") for part in (done.stdout, done.stderr))
+        return subprocess.CompletedProcess(done.args, done.returncode, *texts)
+
+    return run
+
+
+def _argument(value: object) -> str:
+    return os.fspath(value) if isinstance(value, os.PathLike) else str(value)
