@@ -22,9 +22,9 @@ def to_cells(row: Inspection) -> dict[str, object]:
     return {
         "image": row.image,
         "verdict": row.verdict.value,
-        "score": _significant(row.score),
-        "threshold": _significant(row.threshold),
-        "severity": _significant(row.severity),
+        "score": significant(row.score),
+        "threshold": significant(row.threshold),
+        "severity": significant(row.severity),
         "area_px": row.area_px,
         "boxes": [[b.x, b.y, b.width, b.height] for b in row.boxes],
         "peak_x": row.peak_x,
@@ -35,7 +35,8 @@ def to_cells(row: Inspection) -> dict[str, object]:
     }
 
 
-def _significant(value: float | None) -> float | None:
+def significant(value: float | None) -> float | None:
+    """Rounded to 7 digits, what a 32-bit float holds."""
     return None if value is None else float(f"{value:.7g}")
 
 
@@ -53,6 +54,9 @@ def _csv_line(values: Iterable[object]) -> bytes:
     csv.writer(text, lineterminator="\r\n").writerow(values)  # so that a lone \r in a name is quoted as well
     line = text.getvalue().removesuffix("\r\n") + "\n"
     return line.encode("utf-8", "surrogateescape")  # file names need not be UTF-8
+
+
+CSV_HEADER: Final = _csv_line(COLUMNS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +88,7 @@ def read_done(path: Path, kind: str) -> Done:
 
 def _whole_records(data: bytes, kind: str, path: Path) -> Iterator[tuple[dict[str, str], int]]:
     """Records and the offset behind each; the CSV header comes first, as an empty record."""
-    header = _csv_line(COLUMNS)
+    header = CSV_HEADER
     if kind == "csv" and data:
         if not data.startswith(header):
             if header.startswith(data):
@@ -129,7 +133,7 @@ class RowWriter:
             raise output_error(path, error) from error
         self._size = keep_bytes
         if kind == "csv" and not keep_bytes:
-            self._append(_csv_line(COLUMNS))
+            self._append(CSV_HEADER)
 
     def __enter__(self) -> Self:
         return self
