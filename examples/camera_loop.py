@@ -6,11 +6,11 @@
 Needs: inspectad (without torch), and a model that `inspectad train` wrote. A camera of your own maker's SDK fits as
 well: replace `frames_of`; all that `predict` wants is uint8 RGB arrays (H, W, 3) of any size.
 
-Expected output: one line a frame. Overlays of the NG frames go to --output, named like the frames:
+Expected output (of `inspectad demo`, two CPU cores): one line a frame. Overlays of the NG frames go to --output:
 
-    frame 000000  OK  score 0.574  severity 0.88   21.3 ms
-    frame 000001  NG  score 0.902  severity 1.38   20.8 ms  camera_ng/000001.png
-    12 frames, 6 NG, 20.9 ms a frame (median)
+    frame 000000  OK  score 0.574  severity 0.88   15.0 ms
+    frame 000001  NG  score 0.902  severity 1.38   12.7 ms  camera_ng/000001.png
+    12 frames, 6 NG, 12.2 ms a frame (median)
 
 Exit codes: 0 done; 1 the camera delivers nothing more, or the model cannot be used.
 """

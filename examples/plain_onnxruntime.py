@@ -8,8 +8,8 @@ scores equal those of `inspectad scan` (tests/test_examples.py compares them).
 Expected output: one line an image, and an exit code as `scan --fail-on-defect` has it: 0 all OK; 1 the model cannot be
 used; 3 at least one NG; 4 no NG, but an image that could not be judged.
 
-    OK  0.5742  part_001.png
-    NG  0.9020  part_002.png
+    OK  0.573587  line_images/part_001.png
+    NG  0.901573  line_images/part_002.png
 
 What model.onnx holds:
     input   image        uint8 (B, H, W, 3) RGB, H and W fixed; normalisation is inside the graph
@@ -64,7 +64,7 @@ def read_rgb(path: str) -> np.ndarray | None:
 
 
 def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """The rule 'area-down-linear-up': first area averaging on each axis that shrinks, then linear on each that grows."""
+    """The rule 'area-down-linear-up': area averaging on each axis that shrinks, then linear on each that grows."""
     smaller = min(height, image.shape[0]), min(width, image.shape[1])
     if smaller != image.shape[:2]:
         image = cv2.resize(image, (smaller[1], smaller[0]), interpolation=cv2.INTER_AREA)

@@ -117,11 +117,13 @@ def read_path_list(stream: RawIOBase | BytesIO, root: Path, separator: bytes = b
     rest = b""
     while chunk := stream.read(65536):
         *lines, rest = (rest + chunk).split(separator)
-        yield from (_listed(line, root) for line in lines if line.strip())
-    if rest.strip():
-        yield _listed(rest, root)
+        yield from _listed(lines, root, separator)
+    yield from _listed([rest], root, separator)
 
 
-def _listed(line: bytes, root: Path) -> ImageFile:
-    path = Path(os.fsdecode(line.removesuffix(b"\r")))
-    return ImageFile(path, relative_name(path, root))
+def _listed(lines: list[bytes], root: Path, separator: bytes) -> Iterator[ImageFile]:
+    for line in lines:
+        name = line.removesuffix(b"\r") if separator == b"\n" else line
+        if name:
+            path = Path(os.fsdecode(name))
+            yield ImageFile(path, relative_name(path, root))

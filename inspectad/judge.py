@@ -1,5 +1,6 @@
 """From what the network says of an image to its row and its pictures."""
 
+import math
 import time
 from pathlib import Path
 
@@ -37,13 +38,13 @@ class Judge:
     def finish(self, prepared: Prepared, scored: Scored | None) -> Inspection:
         """Judge one image and write its pictures: a heatmap when its source was kept, a raw map when asked for."""
         name = prepared.file.name
-        if scored is None:
+        if scored is None or not math.isfinite(scored.score):
             return Inspection(
                 image=name,
                 verdict=Verdict.UNREADABLE,
                 elapsed_ms=1000 * prepared.seconds,
                 model=self._model,
-                error=prepared.error,
+                error=prepared.error or "the model gave no number for it; train again, or report this with the image",
             )
         started = time.perf_counter()
         score, anomaly_map = scored.score, scored.anomaly_map

@@ -63,10 +63,10 @@ CSV_HEADER: Final = _csv_line(COLUMNS)
 class Done:
     """What an interrupted scan left: the images that have a whole row, and the rows' common facts."""
 
-    images: frozenset[str]
-    models: frozenset[str]
-    thresholds: frozenset[str]
-    whole_bytes: int
+    images: frozenset[str] = frozenset()
+    models: frozenset[str] = frozenset()
+    thresholds: frozenset[str] = frozenset()
+    whole_bytes: int = 0
 
 
 def read_done(path: Path, kind: str) -> Done:

@@ -8,13 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
+from inspectad.atomic import output_error
 from inspectad.detector import OnnxDetector
 from inspectad.errors import InspectadError, OutputError, UsageError
 from inspectad.image_files import ImageFile, expand_arguments, read_path_list
 from inspectad.judge import Judge, heatmap_path, map_path
 from inspectad.pipeline import Prepared, inspect_files
 from inspectad.records import Inspection
-from inspectad.results import CSV_HEADER, Done, RowWriter, format_row, read_done, significant
+from inspectad.results import CSV_HEADER, FORMATS, Done, RowWriter, format_row, read_done, significant
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,13 +77,14 @@ def scan(
     """
     started = time.perf_counter()
     kind = config.format
-    rows_path = config.output / f"results.{kind}"
     judge = Judge(detector, config.output, config.threshold, maps=config.maps)
-    done = _begin(config, detector, judge.threshold, rows_path)
+    done = _already_done(config, detector, judge.threshold)
     summary = ScanSummary()
     files = _images_to_scan(config, on_total, done, summary)
-    with RowWriter(rows_path, kind, done.whole_bytes) as writer:
-        if stream is not None and kind == "csv" and not done.whole_bytes:
+    if not config.resume:
+        _clear(config)  # not before the images were found: a misspelt name must not cost the last results
+    with RowWriter(_rows_path(config, kind), kind, done.whole_bytes) as writer:
+        if stream is not None and kind == "csv":
             _send(stream, CSV_HEADER)
         rows = inspect_files(
             files,
@@ -135,21 +137,41 @@ def _not_done(files: Iterable[ImageFile], done: Done, summary: ScanSummary) -> I
             yield file
 
 
-def _begin(config: ScanConfig, detector: OnnxDetector, threshold: float, rows_path: Path) -> Done:
-    """What is done already (``--resume``); otherwise clear away what an earlier scan into this folder left."""
-    earlier = read_done(rows_path, config.format)
-    if config.resume:
-        if not earlier.models <= {detector.digest[:12]} or not earlier.thresholds <= {str(significant(threshold))}:
-            raise OutputError(
-                f"{rows_path}: its rows were made by another model or threshold; "
-                "scan without --resume, or into another folder with -o"
-            )
-        return earlier
-    for name in earlier.images:  # an old heatmap beside a new row would show another model's opinion
-        for path in (heatmap_path(config.output, name), map_path(config.output, name)):
-            if path.resolve().is_relative_to(config.output.resolve()):
-                path.unlink(missing_ok=True)
-    return Done(frozenset(), frozenset(), frozenset(), 0)
+def _already_done(config: ScanConfig, detector: OnnxDetector, threshold: float) -> Done:
+    """What ``--resume`` need not do again. Raises: OutputError when those rows were judged otherwise."""
+    path = _rows_path(config, config.format)
+    if not config.resume:
+        return Done()
+    earlier = read_done(path, config.format)
+    if not earlier.models <= {detector.digest[:12]} or not earlier.thresholds <= {str(significant(threshold))}:
+        raise OutputError(
+            f"{path}: its rows were made by another model or threshold; "
+            "scan without --resume, or into another folder with -o"
+        )
+    return earlier
+
+
+def _clear(config: ScanConfig) -> None:
+    """Remove what an earlier scan left here: an old heatmap beside a new row would show another model's opinion."""
+    root = config.output.resolve()
+    for kind in FORMATS:
+        rows = _rows_path(config, kind)
+        for name in read_done(rows, kind).images:
+            for path in (heatmap_path(config.output, name), map_path(config.output, name)):
+                if path.resolve().is_relative_to(root):  # a results file may come from anybody
+                    _remove(path)
+        _remove(rows)
+
+
+def _remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise output_error(path, error) from error
+
+
+def _rows_path(config: ScanConfig, kind: str) -> Path:
+    return config.output / f"results.{kind}"
 
 
 def _note_aspect(summary: ScanSummary, detector: OnnxDetector, prepared: Prepared) -> None:

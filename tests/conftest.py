@@ -6,7 +6,6 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -64,6 +63,12 @@ def cli_environment(**extra: str) -> dict[str, str]:
     return {**kept, "NO_COLOR": "1", "COLUMNS": "200", "PYTHONUTF8": "1", **extra}
 
 
+def command_line(*arguments: object, prelude: str = "") -> list[str]:
+    """How a subprocess is started; ``prelude`` is Python that it runs first (limits, signal handlers)."""
+    program = ["-c", f"{prelude}\nfrom inspectad.cli import main\nmain()"] if prelude else ["-m", "inspectad"]
+    return [sys.executable, *program, *map(_argument, arguments)]
+
+
 @pytest.fixture(scope="session")
 def run_cli() -> RunCli:
     """``run_cli("scan", folder, cwd=..., stdin=..., env=...)``: the program as a subprocess, its output captured."""
@@ -73,12 +78,12 @@ def run_cli() -> RunCli:
         cwd: Path | None = None,
         stdin: str | bytes = b"",
         env: Mapping[str, str] | None = None,
-        **more: Any,
+        prelude: str = "",
     ) -> "subprocess.CompletedProcess[str]":
-        given = stdin.encode() if isinstance(stdin, str) else stdin
-        command = [sys.executable, "-m", "inspectad", *map(os.fspath, map(_argument, arguments))]
+        given = os.fsencode(stdin)
+        command = command_line(*arguments, prelude=prelude)
         done = subprocess.run(
-            command, cwd=cwd, input=given, env=cli_environment(**(env or {})), capture_output=True, timeout=120, **more
+            command, cwd=cwd, input=given, env=cli_environment(**(env or {})), capture_output=True, timeout=120
         )
         texts = (part.decode("utf-8", "surrogateescape") for part in (done.stdout, done.stderr))
         return subprocess.CompletedProcess(done.args, done.returncode, *texts)

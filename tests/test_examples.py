@@ -1,0 +1,224 @@
+"""The examples do what their headers say: each is run as a user runs it (line.ps1 needs Windows, and is only read)."""
+
+import csv
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+import inspectad
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+def run_python(name, *arguments, cwd, options=()):
+    """An example as a subprocess of this Python; its exit code, output lines and messages."""
+    command = [sys.executable, *options, EXAMPLES / name, *map(str, arguments)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # on busy cores, more threads mostly wait for each other
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, encoding="utf-8", timeout=200)
+    return done.returncode, done.stdout.splitlines(), done.stderr
+
+
+def negative(source, target):
+    """A part that no model can take for a good one."""
+    cv2.imencode(".png", 255 - cv2.imread(str(source)))[1].tofile(target)
+
+
+def scan(run_cli, folder, model, output):
+    """Verdict and score by name, as `inspectad scan` has them."""
+    run_cli("scan", folder, "-m", model, "-o", output)
+    with open(output / "results.csv", encoding="utf-8", newline="") as file:
+        return {row["image"]: (row["verdict"], row["score"] and float(row["score"])) for row in csv.DictReader(file)}
+
+
+def test_readme_lists_every_file():
+    table = (EXAMPLES / "README.md").read_text(encoding="utf-8")
+    listed = set(re.findall(r"^\| \[(.+?)\]\(\1\)", table, re.MULTILINE))
+    assert listed == {name for name in os.listdir(EXAMPLES) if name.endswith((".py", ".sh", ".ps1"))}
+
+
+def test_powershell_script_is_ascii():
+    assert (EXAMPLES / "line.ps1").read_bytes().isascii()  # Windows PowerShell 5.1 reads anything else wrongly
+
+
+@pytest.fixture
+def odd_images(trained, tmp_path):
+    """One image of each kind that decoding and resizing treat differently."""
+    folder = tmp_path / "odd"
+    folder.mkdir()
+    part = Image.open(trained.good / "good_0.png")
+    part.save(folder / "plain.png")
+    negative(trained.good / "good_1.png", folder / "negative.png")
+    part.convert("L").save(folder / "grey.png")
+    part.convert("RGBA").save(folder / "alpha.png")
+    part.convert("P").save(folder / "palette.png")
+    part.resize((50, 40)).save(folder / "small.png")
+    part.resize((901, 40)).save(folder / "wide and low.png")
+    part.resize((40, 901)).save(folder / "narrow and high.png")
+    part.resize((1000, 803)).save(folder / "large.jpg", quality=90)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees
+    part.transpose(Image.Transpose.ROTATE_90).save(folder / "turned.jpg", quality=95, exif=exif)
+    cv2.imwrite(str(folder / "16 bits.png"), np.full((160, 192), 40000, np.uint16))
+    (folder / "torn.png").write_bytes((folder / "plain.png").read_bytes()[:900])
+    (folder / "empty.png").touch()
+    return folder
+
+
+def test_plain_onnxruntime_equals_scan(trained, odd_images, run_cli, tmp_path):
+    expected = scan(run_cli, odd_images, trained.model, tmp_path / "results")
+    model = trained.model / "model.onnx"
+    code, lines, messages = run_python(
+        "plain_onnxruntime.py", model, *sorted(expected), "missing.png", cwd=odd_images, options=["-X", "importtime"]
+    )
+    assert code == 3
+    assert " numpy\n" in messages
+    assert not re.search(r"\| +inspectad", messages)
+    assert lines.pop() == "UNREADABLE  missing.png"
+    noise = 1e-4 * inspectad.Detector.load(model).threshold  # a training image lies at 0 but for rounding
+    seen = {}
+    for line in lines:
+        verdict, *score, name = line.split("  ")
+        seen[name] = (verdict, float(score[0]) if score else "")
+    assert seen.keys() == expected.keys()
+    for name, (verdict, score) in expected.items():
+        assert seen[name][0] == verdict
+        assert seen[name][1] == (pytest.approx(score, rel=1e-4, abs=noise) if score else "")
+    assert {name for name, (verdict, _) in seen.items() if verdict == "UNREADABLE"} == {
+        "16 bits.png",
+        "empty.png",
+        "torn.png",
+    }
+    assert seen["negative.png"][0] == "NG"
+    assert seen["plain.png"][0] == "OK"
+
+
+@pytest.mark.parametrize(("image", "expected"), [("plain.png", 0), ("torn.png", 4)])
+def test_plain_onnxruntime_exit_codes(trained, odd_images, image, expected):
+    assert run_python("plain_onnxruntime.py", trained.model / "model.onnx", image, cwd=odd_images)[0] == expected
+
+
+def test_plain_onnxruntime_refuses_another_model(odd_images, tmp_path):
+    (tmp_path / "other.onnx").write_bytes(b"no model")
+    code, lines, _ = run_python("plain_onnxruntime.py", tmp_path / "other.onnx", "plain.png", cwd=odd_images)
+    assert (code, lines) == (1, [])
+
+
+def test_camera_loop(trained, run_cli, tmp_path):
+    camera = tmp_path / "camera"
+    camera.mkdir()
+    for number in range(3):
+        (camera / f"{number}.png").write_bytes((trained.good / f"good_{number}.png").read_bytes())
+    negative(trained.good / "good_3.png", camera / "1.png")
+    expected = scan(run_cli, camera, trained.model, tmp_path / "results")
+    code, lines, messages = run_python(
+        "camera_loop.py", camera, "--model", trained.model, "--frames", 2, "--output", "ng", cwd=tmp_path
+    )
+    assert (code, messages) == (0, "")
+    frames = [re.fullmatch(r"frame (\d+)  (OK|NG)  score (\S+)  severity \S+ +[\d.]+ ms(?:  (.*))?", x) for x in lines]
+    assert [frame[1] for frame in frames[:2]] == ["000000", "000001"]
+    for frame, name in zip(frames, ("0.png", "1.png"), strict=False):
+        assert (frame[2], float(frame[3])) == (expected[name][0], pytest.approx(expected[name][1], abs=6e-4))
+    assert (frames[0][2], frames[0][4]) == ("OK", None)
+    assert (frames[1][2], frames[1][4]) == ("NG", os.path.join("ng", "000001.png"))
+    assert re.fullmatch(r"2 frames, 1 NG, [\d.]+ ms a frame \(median\)", lines[2])
+    assert os.listdir(tmp_path / "ng") == ["000001.png"]
+    assert cv2.imread(str(tmp_path / "ng" / "000001.png")).shape == cv2.imread(str(camera / "1.png")).shape
+
+
+@pytest.mark.parametrize("camera", ["99", "no such folder", "."])
+def test_camera_loop_without_a_camera(trained, camera, tmp_path):
+    code, lines, messages = run_python("camera_loop.py", camera, "--model", trained.model, cwd=tmp_path)
+    assert (code, lines) == (1, [])
+    assert "error: " in messages
+
+
+@pytest.fixture
+def line(trained, tmp_path):
+    """A line's folder: two good parts, two defective ones and a torn file, under awkward names."""
+    folder = tmp_path / "line 3"
+    tray = folder / "incoming" / "tray 7"
+    tray.mkdir(parents=True)
+    (folder / "model").symlink_to(trained.model)
+    (tray / "a part.png").write_bytes((trained.good / "good_0.png").read_bytes())
+    (tray / "-f two\nlines.PNG").write_bytes((trained.good / "good_1.png").read_bytes())
+    negative(trained.good / "good_2.png", tray / "-n 'bad'\nname\\.png")
+    part = cv2.imread(str(trained.good / "good_3.png"))
+    cv2.rectangle(part, (60, 50), (110, 90), (0, 0, 255), -1)
+    cv2.imencode(".png", part)[1].tofile(folder / "incoming" / "painted.png")
+    (tray / "torn.png").write_bytes((trained.good / "good_0.png").read_bytes()[:900])
+    return folder
+
+
+def run_line(folder, jq, tmp_path):
+    """line.sh with this Python's inspectad and python3 first on the path."""
+    tools = tmp_path / "bin"
+    tools.mkdir(exist_ok=True)
+    for name, module in (("inspectad", " -m inspectad"), ("python3", "")):
+        (tools / name).write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)}{module} "$@"\n', encoding="utf-8")
+        (tools / name).chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}", "JQ": jq}
+    return subprocess.run(
+        ["bash", EXAMPLES / "line.sh", folder], env=environment, capture_output=True, encoding="utf-8", timeout=100
+    )
+
+
+def below(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize("jq", ["jq", "none"])  # where there is no jq, both take the other way
+def test_line_sh(line, jq, tmp_path):
+    first = run_line(line, jq, tmp_path)
+    assert first.returncode == 3, first.stderr
+    (judged,) = (line / "judged").iterdir()
+    rows = [json.loads(row) for row in (judged / "results.jsonl").read_text(encoding="utf-8").splitlines()]
+    rejected = sorted((r for r in rows if r["verdict"] == "NG"), key=lambda r: -r["severity"])
+    assert len(rejected) == 2
+    listed = [f"NG {r['severity']:.2f} {r['image'].removeprefix('incoming/')}\n" for r in rejected]
+    assert first.stdout == "".join(listed) + f"judged/{judged.name}: 2 OK, 2 NG, 1 unreadable\n"
+    assert below(judged / "NG") == ["painted.png", "tray 7/-n 'bad'\nname\\.png"]
+    assert below(judged / "OK") == ["tray 7/-f two\nlines.PNG", "tray 7/a part.png"]
+    assert below(line / "incoming") == ["tray 7/torn.png"]
+
+    assert run_line(line, jq, tmp_path).returncode == 4
+    (line / "incoming" / "tray 7" / "torn.png").unlink()
+    nothing_new = run_line(line, jq, tmp_path)
+    assert (nothing_new.returncode, nothing_new.stdout, nothing_new.stderr) == (0, "", "")
+
+
+def test_line_sh_moves_nothing_at_an_error(line, tmp_path):
+    (line / "model").unlink()
+    before = below(line)
+    done = run_line(line, "jq", tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "no such model" in done.stderr
+    assert below(line) == before
+
+
+def test_line_sh_without_its_folder(tmp_path):
+    done = run_line(tmp_path, "jq", tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+
+
+def test_solar_cells(tmp_path):
+    code, lines, messages = run_python("solar_cells.py", "--good", 6, "--defects", 2, "--test", 12, cwd=tmp_path)
+    assert code == 0, messages
+    figures = dict(re.split("  +", line, maxsplit=1) for line in lines)
+    assert list(figures) == ["trained on", "threshold", "image AUROC", "false rejects", "escapes", "seconds"]
+    assert float(figures["image AUROC"]) > 0.6
+    assert " of 12 (" in figures["false rejects"]
+    assert " of 12 (" in figures["escapes"]
+    folder = tmp_path / "solar_cells"
+    images = [below(folder / f) for f in ("good", "defects", "test/good", "test/defects")]
+    assert [len(names) for names in images] == [6, 2, 12, 12]
+    assert len({name for names in images for name in names}) == 32  # nothing is both taught and tested
+    assert run_python("solar_cells.py", cwd=tmp_path)[0] == 1  # never into a folder that is there
