@@ -6,6 +6,7 @@ Heavy modules are imported inside the verbs, so that ``--help`` is quick and ``s
 """
 
 import functools
+import math
 import os
 import signal
 import sys
@@ -190,8 +191,10 @@ def scan(
     from inspectad.scan import ScanConfig
     from inspectad.scan import scan as run
 
-    if threshold is not None and not threshold > 0:
-        raise UsageError(f"--threshold {threshold}: give a score above 0; 'inspectad info' shows the calibrated one")
+    if threshold is not None and not 0 < threshold < math.inf:
+        raise UsageError(
+            f"--threshold {threshold}: give a finite score above 0; 'inspectad info' shows the calibrated one"
+        )
     config = ScanConfig(
         images=tuple(images),
         model=model,

@@ -280,4 +280,4 @@ def rows_table(rows: list[Inspection], truth: dict[str, str | None]) -> Table:
 
 def stdout_is_data() -> bool:
     """Whether rows go to standard output as well: when it is no terminal, something reads it."""
-    return not sys.stdout.isatty()
+    return sys.stdout is not None and not sys.stdout.isatty()

@@ -36,6 +36,8 @@ def find_images(folder: Path, exclude: Path | None = None) -> list[ImageFile]:
         raise UsageError(f"{folder}: no such folder; check the spelling, or give the full path")
     if not folder.is_dir():
         raise UsageError(f"{folder}: is a file; give the folder that holds the images")
+    if exclude is not None and exclude.resolve() == folder.resolve():
+        raise UsageError(f"{folder}: is both input and output; choose another output folder with -o")
     found = (ImageFile(p, p.relative_to(folder).as_posix()) for p in _walk(folder, exclude))
     return sorted(found, key=lambda f: f.name)
 
@@ -68,12 +70,7 @@ def expand_arguments(arguments: Iterable[str], exclude: Path | None = None) -> l
     Raises:
         UsageError: an argument is neither a file nor a folder and matches nothing.
     """
-    paths: list[Path] = []
-    for argument in arguments:
-        matches = [argument] if os.path.lexists(argument) else sorted(glob.glob(argument, recursive=True))
-        if not matches:
-            raise UsageError(f"{argument}: no such file or folder; check the spelling, or give the full path")
-        paths += [Path(m) for m in matches]
+    paths = [path for argument in arguments for path in _matches(argument, exclude)]
     if len(paths) == 1 and paths[0].is_dir():
         return find_images(paths[0], exclude)
     root = common_root(paths)
@@ -83,6 +80,19 @@ def expand_arguments(arguments: Iterable[str], exclude: Path | None = None) -> l
             name = relative_name(file, root)
             files.setdefault(name, ImageFile(file, name))
     return list(files.values())
+
+
+def _matches(argument: str, exclude: Path | None) -> list[Path]:
+    """The file or folder of that name; else what the pattern matches, but for our own output."""
+    if os.path.lexists(argument):
+        return [Path(argument)]
+    found = [Path(m) for m in sorted(glob.glob(argument, recursive=True))]
+    if exclude is not None:
+        output = exclude.resolve()
+        found = [p for p in found if not p.resolve().is_relative_to(output)]
+    if not found:
+        raise UsageError(f"{argument}: no such file or folder; check the spelling, or give the full path")
+    return found
 
 
 def common_root(paths: Iterable[Path]) -> Path:

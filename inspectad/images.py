@@ -5,7 +5,7 @@ import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, cast
 
 import cv2
 import numpy as np
@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from inspectad.errors import UnreadableImageError
 from inspectad.records import ByteArray
+from inspectad.tiff import check_tiff, is_tiff
 
 RESIZE_RULE: Final = "area-down-linear-up"
 """Name of the resize rule below, stored with every model: a model made under another rule is refused."""
@@ -74,20 +75,22 @@ def decode_image(data: bytes) -> DecodedImage:
     cv2.utils.logging.setLogLevel(
         cv2.utils.logging.LOG_LEVEL_SILENT
     )  # the reason goes into the row, not between the progress lines
+    if data.startswith(b"\x89PNG") and b"IEND" not in data:
+        raise UnreadableImageError("a truncated PNG file; copy or export it again")  # libpng would write to stderr
     try:
-        flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_ANYDEPTH
-        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+        # Blue first: asked for red first, OpenCV 5.0 leaves the pixels of a 16-bit colour TIFF unwritten.
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_BGR | cv2.IMREAD_ANYDEPTH)
+        if is_tiff(data):
+            check_tiff(data, pixels)
     except cv2.error as error:
         raise UnreadableImageError(f"cannot be decoded: {error.err}") from error
     if pixels is None:
         raise UnreadableImageError("not an image, or a damaged or truncated one; copy or export it again")
-    if pixels.dtype == np.uint8:
-        return DecodedImage(pixels.astype(np.uint8, copy=False))
-    if pixels.dtype == np.uint16:
-        return DecodedImage(pixels.astype(np.uint16, copy=False))
-    raise UnreadableImageError(
-        f"pixels of type {pixels.dtype} have no fixed white level; export it with 8 or 16 bits a channel"
-    )
+    if pixels.dtype not in (np.uint8, np.uint16):
+        raise UnreadableImageError(
+            f"pixels of type {pixels.dtype} have no fixed white level; export it with 8 or 16 bits a channel"
+        )
+    return DecodedImage(cast("npt.NDArray[np.uint8]", cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)))
 
 
 def full_scale_of(images_max: int, *, is_8_bit: bool) -> int:

@@ -1,8 +1,11 @@
 """From what the network says of an image to its row and its pictures."""
 
+import hashlib
 import math
+import os
 import time
 from pathlib import Path
+from typing import Final
 
 import cv2
 
@@ -12,15 +15,26 @@ from inspectad.heatmap import find_regions, region_level, render_overlay
 from inspectad.pipeline import Prepared, Scored
 from inspectad.records import ByteArray, Inspection, Verdict
 
+_LONGEST_NAME: Final = 255  # bytes, on all common file systems; temporary names are shorter
+
 
 def heatmap_path(output: Path, name: str) -> Path:
     """Where the heatmap of an image goes; ``.png`` is appended, so ``a.jpg`` and ``a.png`` do not collide."""
-    return output / "heatmaps" / f"{name}.png"
+    return output / "heatmaps" / _with_suffix(name, ".png")
 
 
 def map_path(output: Path, name: str) -> Path:
     """Where the raw anomaly map goes: 32-bit float TIFF at the model's input size."""
-    return output / "maps" / f"{name}.tiff"
+    return output / "maps" / _with_suffix(name, ".tiff")
+
+
+def _with_suffix(name: str, suffix: str) -> str:
+    """The name with a suffix, its last part cut (and told apart by a hash) where a file system would refuse it."""
+    folder, slash, last = name.rpartition("/")
+    data = os.fsencode(last)
+    if len(data) + len(suffix) > _LONGEST_NAME:
+        last = f"{os.fsdecode(data[:200]).encode(errors='ignore').decode()}~{hashlib.sha256(data).hexdigest()[:16]}"
+    return f"{folder}{slash}{last}{suffix}"
 
 
 class Judge:

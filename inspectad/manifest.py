@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 import re
 import types
 import typing
@@ -15,6 +14,7 @@ from inspectad.records import Verdict
 
 SCHEMA_VERSION: Final = 1
 MAX_MANIFEST_BYTES: Final = 64 * 2**20
+_HUGE: Final = 1e300  # numbers beyond it, infinity and NaN are refused
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -147,12 +147,10 @@ def manifest_from_json(text: str) -> Manifest:
 
 def _check(m: Manifest) -> None:
     c = m.calibration
-    numbers = (c.threshold, c.map_threshold, c.expected_rate, c.correction, *c.good_scores, *c.defect_scores)
     problems = [
         (not all(1 <= n <= 2 * MAX_INPUT_PX for n in m.input_size_hw), f"input size {m.input_size_hw}"),
         (m.resize_rule != RESIZE_RULE, f"resize rule {m.resize_rule!r}, this inspectad has {RESIZE_RULE!r}"),
         (m.full_scale not in FULL_SCALES, f"white level {m.full_scale}"),
-        (not all(math.isfinite(n) for n in numbers), "a number that is not finite"),
         (not c.threshold > 0 or not c.map_threshold > 0, "a threshold that is not positive"),
         (not all(_SHA256.fullmatch(i.sha256) for i in (*m.good_images, *m.defect_images)), "a hash that is none"),
     ]
@@ -175,8 +173,9 @@ def _build(kind: Any, value: Any, where: str) -> Any:
         return {str(k): _build(arguments[1], v, where) for k, v in value.items()}
     elif origin is types.UnionType:
         return None if value is None else _build(arguments[0], value, where)
-    elif kind is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
+    elif kind is float:
+        if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _HUGE:
+            return float(value)
     elif origin is None and type(value) is kind:
         return value
     raise ModelFileError(f"its manifest is damaged ({where} is {str(value)[:80]!r})")

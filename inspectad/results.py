@@ -74,7 +74,10 @@ def read_done(path: Path, kind: str) -> Done:
 
     Raises: OutputError when the file is not one of ours.
     """
-    data = path.read_bytes() if path.exists() else b""
+    try:
+        data = path.read_bytes() if path.exists() else b""
+    except OSError as error:
+        raise output_error(path, error) from error
     images, models, thresholds, end = set(), set(), set(), 0
     for record, after in _whole_records(data, kind, path):
         end = after

@@ -1,5 +1,7 @@
 """``inspectad scan``: one row an image, in order, as soon as it is known. `pipeline` has the way of one image."""
 
+import contextlib
+import errno
 import sys
 import time
 from collections import Counter
@@ -116,6 +118,8 @@ def _images_to_scan(
     config: ScanConfig, on_total: Callable[[int], None], done: Done, summary: ScanSummary
 ) -> Iterator[ImageFile]:
     if config.images == ("-",):
+        if sys.stdin is None:
+            raise InspectadError("standard input is closed; name folders or files instead")
         # Unbuffered: the reading thread may still wait there when the program ends, and must hold no lock of stdin.
         stdin = open(sys.stdin.fileno(), "rb", buffering=0, closefd=False)  # noqa: SIM115
         listed: Iterable[ImageFile] = read_path_list(stdin, Path.cwd(), b"\0" if config.null else b"\n")
@@ -158,8 +162,9 @@ def _clear(config: ScanConfig) -> None:
         rows = _rows_path(config, kind)
         for name in read_done(rows, kind).images:
             for path in (heatmap_path(config.output, name), map_path(config.output, name)):
-                if path.resolve().is_relative_to(root):  # a results file may come from anybody
-                    _remove(path)
+                with contextlib.suppress(ValueError):  # a name with a zero byte: there is no such file
+                    if path.resolve().is_relative_to(root):  # a results file may come from anybody
+                        _remove(path)
         _remove(rows)
 
 
@@ -167,7 +172,8 @@ def _remove(path: Path) -> None:
     try:
         path.unlink(missing_ok=True)
     except OSError as error:
-        raise output_error(path, error) from error
+        if error.errno != errno.ENAMETOOLONG:  # then it never was there
+            raise output_error(path, error) from error
 
 
 def _rows_path(config: ScanConfig, kind: str) -> Path:
@@ -183,5 +189,10 @@ def _note_aspect(summary: ScanSummary, detector: OnnxDetector, prepared: Prepare
 
 
 def _send(stream: BinaryIO, record: bytes) -> None:
-    stream.write(record)
-    stream.flush()
+    try:
+        stream.write(record)
+        stream.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OutputError(f"standard output: cannot be written ({error.strerror}); free some space") from error

@@ -146,8 +146,12 @@ def torch_device(name: str) -> str:
 
 def _select(config: TrainConfig, say: Step) -> Selection:
     say("reading images", 0, 1)
-    good = survey(config.good)
-    return select(good, survey(config.defects) if config.defects is not None else None)
+    if config.defects is None:
+        return select(survey(config.good), None)
+    if config.good.resolve() == config.defects.resolve():
+        raise UsageError(f"{config.good}: is given both as good and as defects; give two folders")
+    # One may lie inside the other: what is in the inner folder belongs to the inner folder alone.
+    return select(survey(config.good, config.defects), survey(config.defects, config.good))
 
 
 def _export_and_prove(

@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,16 +46,15 @@ class Survey:
     unreadable: tuple[tuple[str, str], ...]
 
 
-def survey(folder: Path, on_image: Callable[[], None] = lambda: None) -> Survey:
-    """Decode every image below a folder once.
+def survey(folder: Path, exclude: Path | None = None) -> Survey:
+    """Decode every image below a folder once, but for those in the folder ``exclude``.
 
     Raises: UsageError when there is no such folder.
     """
     readable, unreadable = [], []
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        files = find_images(folder)
+        files = find_images(folder, exclude)
         for file, result in zip(files, pool.map(_examine, files), strict=True):
-            on_image()
             if isinstance(result, ReadableImage):
                 readable.append(result)
             else:

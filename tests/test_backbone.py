@@ -22,7 +22,7 @@ from inspectad.nn import backbone
 from inspectad.nn.backbone import BACKBONES, TorchvisionFeatures, load_backbone
 
 REPOSITORY = Path(__file__).parents[1]
-SIZES_HW = [(64, 64), (160, 192), (97, 131), (33, 250), (224, 96)]
+SIZES_HW = [(64, 64), (97, 131), (33, 250), (160, 96)]
 
 
 def random_images(size_hw: tuple[int, int], count: int = 2) -> torch.Tensor:

@@ -298,6 +298,16 @@ def test_a_missing_folder_is_wrong_usage(trained: Trained, run_cli: RunCli, tmp_
     assert done.stdout == ""
 
 
+def test_a_scan_that_cannot_start_leaves_earlier_results_alone(
+    trained: Trained, run_cli: RunCli, tmp_path: Path
+) -> None:
+    assert_clear(run_cli("scan", trained.defects, "--heatmaps", "-m", trained.model, cwd=tmp_path), 0)
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    assert len(before) == 3
+    assert_clear(run_cli("scan", "nowhere", "-m", trained.model, cwd=tmp_path), 2)
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+
+
 def test_an_empty_folder_is_an_error(trained: Trained, run_cli: RunCli, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert_clear(run_cli("scan", "empty", "-m", trained.model, cwd=tmp_path), 1, "empty: no images in there")

@@ -82,7 +82,10 @@ def test_masks_have_the_size_of_the_defect_and_lie_on_the_plate(
         assert set(np.unique(mask)) == {0, 255}
         assert least_px <= np.count_nonzero(mask) <= most_px
         rows, columns = np.nonzero(mask)
-        assert rows.min() > 40 and rows.max() < 360 and columns.min() > 45 and columns.max() < 435
+        assert rows.min() > 40
+        assert rows.max() < 360
+        assert columns.min() > 45
+        assert columns.max() < 435
 
 
 def test_a_missing_hole_is_metal_where_the_good_part_is_dark() -> None:

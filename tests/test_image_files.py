@@ -238,7 +238,7 @@ def test_zero_separated_names_keep_a_final_carriage_return() -> None:
 
 
 def test_empty_lines_are_skipped() -> None:
-    stream = io.BytesIO(b"\n\r\na.png\n\n  \nb.png\n\n")
+    stream = io.BytesIO(b"\n\r\na.png\n\n\r\nb.png\n\n")
     assert [f.name for f in read_path_list(stream, Path.cwd())] == ["a.png", "b.png"]
 
 

@@ -12,11 +12,13 @@ from scipy.spatial.distance import cdist
 from inspectad.demo_part import DEFECTS, render_part
 from inspectad.methods.memory_bank import (
     SMOOTHING_PX,
+    SOFTNESS,
     TOP_SHARE,
     MemoryBank,
     MemoryBankTrainer,
     nearest_distance,
     restore_memory_bank,
+    soft_normalise,
 )
 from inspectad.nn.settings import TrainSettings
 from inspectad.nn.smoothing import GaussianBlur
@@ -38,7 +40,7 @@ def settings_of(size_hw: tuple[int, int] = SIZE_HW, seed: int = 0, bank_size: in
     return TrainSettings(input_size_hw=size_hw, seed=seed, bank_size=bank_size)
 
 
-def fitted(seed: int = 0, size_hw: tuple[int, int] = (96, 128), images: int = 3, bank_size: int = 200) -> MemoryBank:
+def fitted(seed: int = 0, size_hw: tuple[int, int] = (96, 128), images: int = 2, bank_size: int = 200) -> MemoryBank:
     parts = [render_part(i, None, size_hw).image for i in range(images)]
     return MemoryBankTrainer(parts, [], settings_of(size_hw, seed, bank_size)).fit(range(images))
 
@@ -52,6 +54,19 @@ def judge(module: MemoryBank, image: np.ndarray) -> tuple[float, np.ndarray]:
     with torch.inference_mode():
         score, anomaly_map = module(torch.from_numpy(image).unsqueeze(0))
     return float(score[0]), anomaly_map[0].numpy()
+
+
+def levels_of(module: MemoryBank, image: np.ndarray) -> list[np.ndarray]:
+    """Raw features of one image: (patches, C) a level."""
+    with torch.inference_mode():
+        levels = module.features(torch.from_numpy(image).unsqueeze(0))
+    return [level[0].flatten(1).T.numpy().astype(np.float64) for level in levels]
+
+
+def patches_of(module: MemoryBank, image: np.ndarray) -> np.ndarray:
+    """What the bank is searched for, in numpy: each level x / (|x| + offset), side by side."""
+    pairs = zip(levels_of(module, image), module.offsets.tolist(), strict=True)
+    return np.concatenate([x / (np.linalg.norm(x, axis=1, keepdims=True) + offset) for x, offset in pairs], axis=1)
 
 
 @QUICK
@@ -98,11 +113,8 @@ def test_score_and_map_follow_from_the_pieces() -> None:
     module = fitted(size_hw=size_hw)
     image = render_part(9, "dent", size_hw).image
     score, anomaly_map = judge(module, image)
-    with torch.inference_mode():
-        patches = module.features(torch.from_numpy(image).unsqueeze(0))[0].numpy()
-    height, width, depth = patches.shape
-    assert (height, width) == (12, 16)
-    distances = exact_nearest(patches.reshape(-1, depth), module.bank.numpy()).reshape(height, width)
+    height, width = 12, 16  # stride 8
+    distances = exact_nearest(patches_of(module, image), module.bank.numpy()).reshape(height, width)
     coarse = ndimage.gaussian_filter(distances, SMOOTHING_PX / 8, mode="nearest", truncate=4)
     top = max(1, round(TOP_SHARE * height * width))
     assert score == pytest.approx(np.sort(coarse.ravel())[-top:].mean(), rel=1e-4)
@@ -110,13 +122,29 @@ def test_score_and_map_follow_from_the_pieces() -> None:
     np.testing.assert_allclose(anomaly_map, enlarged, rtol=1e-3, atol=1e-3)
 
 
-def test_each_level_of_a_patch_has_unit_length() -> None:
-    module = fitted(images=1)
-    image = torch.from_numpy(render_part(3, None, (96, 128)).image).unsqueeze(0)
-    with torch.inference_mode():
-        patches = module.features(image).numpy()
-    for level in (patches[..., :40], patches[..., 40:]):
-        np.testing.assert_allclose(np.linalg.norm(level, axis=-1), 1.0, atol=1e-5)
+@QUICK
+@given(st.integers(1, 5), st.integers(1, 5), st.floats(0, 3), st.integers(0, 10**6))
+def test_soft_normalisation_divides_by_length_plus_offset(height: int, width: int, offset: float, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    levels = [rng.standard_normal((2, channels, height, width)).astype(np.float32) for channels in (3, 7)]
+    found = soft_normalise([torch.from_numpy(x) for x in levels], [torch.tensor(offset), torch.tensor(0.0)]).numpy()
+    assert found.shape == (2, height, width, 10)
+    expected = np.moveaxis(levels[0] / (np.linalg.norm(levels[0], axis=1, keepdims=True) + np.float32(offset)), 1, -1)
+    np.testing.assert_allclose(found[..., :3], expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(found[..., 3:], axis=-1), 1.0, atol=1e-5)  # offset 0: unit length
+
+
+def test_a_patch_without_features_is_no_division_by_zero() -> None:
+    zero = torch.zeros(1, 4, 2, 2)
+    assert torch.equal(soft_normalise([zero], [torch.tensor(0.0)]), torch.zeros(1, 2, 2, 4))
+
+
+def test_the_offsets_are_half_the_mean_length_of_the_good_patches() -> None:
+    module = fitted(images=2)
+    levels = [levels_of(module, render_part(i, None, (96, 128)).image) for i in range(2)]
+    lengths = [np.linalg.norm(np.concatenate(level), axis=1).mean() for level in zip(*levels, strict=True)]
+    assert SOFTNESS == 0.5
+    np.testing.assert_allclose(module.offsets.numpy(), 0.5 * np.array(lengths), rtol=1e-5)
 
 
 def test_the_score_is_the_mean_of_the_highest_hundredth(bank_of_parts: MemoryBank) -> None:
@@ -166,10 +194,8 @@ def test_the_bank_holds_patches_of_the_images_it_was_fitted_to_and_of_no_other()
     trainer = MemoryBankTrainer(parts, [], settings_of((96, 128), bank_size=150))
     trainer.fit(range(4))  # fills the cache of patches
     module = trainer.fit([1, 3])
-    with torch.inference_mode():
-        patches = module.features(torch.from_numpy(np.stack(parts))).flatten(1, 2).numpy()
-    allowed = np.concatenate([patches[1], patches[3]])
-    assert exact_nearest(module.bank.numpy(), allowed).max() < 1e-4
+    patches = [patches_of(module, part) for part in parts]
+    assert exact_nearest(module.bank.numpy(), np.concatenate([patches[1], patches[3]])).max() < 1e-4
     assert exact_nearest(module.bank.numpy(), np.concatenate([patches[0], patches[2]])).min() > 1e-3
 
 

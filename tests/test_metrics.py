@@ -3,6 +3,7 @@
 import math
 import warnings
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -132,7 +133,7 @@ def slow_aupro(maps: Sequence[np.ndarray], masks: Sequence[np.ndarray], limit: f
         overlap = [(above[i] & region).sum() / region.sum() for i, region in regions]
         curve.append((alarms / normal_pixels, sum(overlap) / len(overlap)))
     area = 0.0
-    for (x0, y0), (x1, y1) in zip(curve, curve[1:], strict=False):
+    for (x0, y0), (x1, y1) in pairwise(curve):
         if x1 > limit:
             y1 = y0 + (y1 - y0) * (limit - x0) / (x1 - x0)
             x1 = limit

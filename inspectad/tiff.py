@@ -1,0 +1,71 @@
+"""TIFF files that OpenCV 5 decodes to other pixels than are in them; each found by comparing it with tifffile."""
+
+import struct
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from inspectad.errors import UnreadableImageError
+
+_BITS, _PHOTOMETRIC, _SAMPLES, _PLANAR, _EXTRA = 258, 262, 277, 284, 338  # tags, TIFF 6.0
+_MIN_IS_WHITE, _SEPARATE_PLANES, _UNASSOCIATED_ALPHA = 0, 2, 2
+
+
+def is_tiff(data: bytes) -> bool:
+    """Whether the bytes begin like a TIFF or BigTIFF file."""
+    return data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
+
+def check_tiff(data: bytes, pixels: npt.NDArray[np.generic] | None) -> None:
+    """Refuse what would be judged by wrong pixels.
+
+    Args:
+        data: the file.
+        pixels: what OpenCV made of it in colour, or None.
+    Raises:
+        UnreadableImageError: says which kind it is and how to export it instead.
+    """
+    tags = _tags(data)
+    is_deep = pixels is not None and pixels.dtype == np.uint16
+    if pixels is None:
+        _refuse_other_types(data)
+    elif is_deep and tags.get(_PLANAR) == _SEPARATE_PLANES:
+        raise UnreadableImageError("a 16-bit TIFF with its colours in separate planes; export it interleaved")
+    elif is_deep and tags.get(_PHOTOMETRIC) == _MIN_IS_WHITE:
+        raise UnreadableImageError("a 16-bit TIFF in which 0 is white; export it with 0 as black")
+    elif tags.get(_SAMPLES) == 2 and tags.get(_BITS) == 16:
+        raise UnreadableImageError("a 16-bit grey TIFF with transparency; export it without an alpha channel")
+    elif not is_deep and tags.get(_EXTRA) == _UNASSOCIATED_ALPHA and _is_transparent(data):
+        # libtiff multiplies the colours with the transparency
+        raise UnreadableImageError("a TIFF with transparent pixels; export it without an alpha channel")
+
+
+def _refuse_other_types(data: bytes) -> None:
+    stored = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    if stored is not None and stored.dtype not in (np.uint8, np.uint16):
+        raise UnreadableImageError(
+            f"pixels of type {stored.dtype} have no fixed white level; export it with 8 or 16 bits a channel"
+        )
+
+
+def _is_transparent(data: bytes) -> bool:
+    stored = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    return stored is not None and stored.ndim == 3 and stored.shape[2] == 4 and bool(stored[..., 3].min() < 255)
+
+
+def _tags(data: bytes) -> dict[int, int]:
+    """First value of each 16-bit tag of the first page that is stored in place."""
+    order = "<" if data[:1] == b"I" else ">"
+    is_big = data[2:4] in (b"+\0", b"\0+")
+    found: dict[int, int] = {}
+    try:
+        (start,) = struct.unpack_from(order + ("Q" if is_big else "I"), data, 8 if is_big else 4)
+        (count,) = struct.unpack_from(order + ("Q" if is_big else "H"), data, start)
+        for i in range(min(count, 4096)):
+            at = start + (8 + 20 * i if is_big else 2 + 12 * i)
+            (tag,) = struct.unpack_from(order + "H", data, at)
+            (found[tag],) = struct.unpack_from(order + "H", data, at + (12 if is_big else 8))
+    except struct.error:
+        pass  # a damaged directory: the decoder has its own opinion of it
+    return found
