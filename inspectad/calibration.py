@@ -19,9 +19,12 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
 from inspectad.manifest import Calibration
 from inspectad.records import FloatArray
+
+Floats = npt.NDArray[np.float64]
 
 PRIOR_SD: Final = 0.07
 """Spread of log image scores expected of good images before any is seen, and
@@ -77,31 +80,34 @@ def calibrate(held_out: HeldOut, defect_scores: FloatArray, rate: float) -> tupl
         defect_scores: (M,) image scores of the defects by the final model, M may be 0.
         rate: false-reject rate wanted, between 0 and 0.5.
     """
-    scores = held_out.scores.astype(np.float64) * held_out.correction
-    peaks = held_out.peaks.astype(np.float64) * held_out.correction
-    logs = np.log(np.maximum(scores, _TINY))
-    keep = ~outlying(logs)
-    count = int(keep.sum()) if held_out.exchangeable else 0
-    supported = 1.0 / (count + 1)
-    can_support = held_out.exchangeable and count + 1 >= 1 / rate
-    by_rate = upper_bound(logs[keep], rate, conformal=can_support)
-    threshold, rule = by_rate, f"conformal quantile of {count} held-out good scores"
-    if not can_support:
-        rule = f"extrapolated from {count or 'no'} held-out good scores (Student-t bound of log scores)"
+    scores = np.maximum(held_out.scores.astype(np.float64) * held_out.correction, _TINY)
+    peaks = np.maximum(held_out.peaks.astype(np.float64) * held_out.correction, _TINY)
+    keep = ~outlying(np.log(scores))
+    rank = math.ceil((len(scores) + 1) * (1 - rate) - 1e-9)
+    # Images that look like defects count for the rank (they are held-out good images until somebody says otherwise),
+    # but none of them may set the threshold; they are the highest, so the others are the first in order.
+    usual = int(keep.sum())
+    can_support = held_out.exchangeable and rank <= usual
+    if can_support:
+        by_rate, above_peaks = float(np.sort(scores)[rank - 1]), float(np.sort(peaks)[rank - 1])
+        rule = f"conformal quantile of {len(scores)} held-out good scores"
+    else:
+        by_rate, above_peaks = (extrapolated_bound(x[keep], rate) for x in (scores, peaks))
+        rule = f"extrapolated from {usual if held_out.exchangeable else 'no'} held-out good scores (Student-t bound)"
+    threshold = by_rate
     if len(defect_scores):
-        highest = float(np.exp(logs[keep].max()))
+        highest = float(scores[keep].max())
         low = float(np.quantile(defect_scores, LOW_DEFECTS))
         threshold = min(by_rate, max(highest, math.sqrt(highest * low)))
         if threshold < by_rate:
             rule += f", lowered towards the {len(defect_scores)} defects"
-    expected = rate if threshold == by_rate else exceedance(logs[keep], threshold)
-    above_peaks = upper_bound(np.log(np.maximum(peaks, _TINY))[keep], rate, conformal=can_support)
+    expected = rate if threshold == by_rate else exceedance(scores[keep], threshold)
     limit = float(np.quantile(scores[keep], 0.75))
     calibration = Calibration(
         threshold=threshold,
         map_threshold=max(threshold, above_peaks * threshold / by_rate),
         false_reject_rate=rate,
-        supported_rate=supported,
+        supported_rate=(len(scores) + 1 - usual) / (len(scores) + 1) if held_out.exchangeable else 1.0,
         expected_rate=expected,
         rule=rule,
         held_out=held_out.how,
@@ -115,27 +121,27 @@ def calibrate(held_out: HeldOut, defect_scores: FloatArray, rate: float) -> tupl
     return calibration, suspects
 
 
-def upper_bound(log_scores: np.ndarray, rate: float, *, conformal: bool) -> float:
-    """Score that one further image exceeds with probability ``rate``; see the module's text for the two rules."""
-    count = len(log_scores)
-    if conformal:
-        rank = math.ceil((count + 1) * (1 - rate) - 1e-9)
-        return float(np.exp(np.sort(log_scores)[rank - 1]))
+def extrapolated_bound(scores: Floats, rate: float) -> float:
+    """Score that one further image exceeds with probability ``rate``, if log scores are normal.
+
+    Never below the highest of the scores: the rate is smaller than what they support, and their own quantile for the
+    smallest rate that they support is the highest of them.
+    """
     from scipy import stats
 
-    mean, scale, freedom = _predictive(log_scores)
-    return float(np.exp(mean + stats.t.ppf(1 - rate, freedom) * scale))
+    mean, scale, freedom = _predictive(np.log(scores))
+    return max(float(np.exp(mean + stats.t.ppf(1 - rate, freedom) * scale)), float(scores.max()))
 
 
-def exceedance(log_scores: np.ndarray, threshold: float) -> float:
+def exceedance(scores: Floats, threshold: float) -> float:
     """Chance that one further good image exceeds a threshold, by the same extrapolation."""
     from scipy import stats
 
-    mean, scale, freedom = _predictive(log_scores)
+    mean, scale, freedom = _predictive(np.log(scores))
     return float(stats.t.sf((math.log(threshold) - mean) / scale, freedom))
 
 
-def _predictive(log_scores: np.ndarray) -> tuple[float, float, int]:
+def _predictive(log_scores: Floats) -> tuple[float, float, int]:
     """Location, scale and degrees of freedom of the posterior predictive Student-t of one further log score."""
     count, mean = len(log_scores), float(log_scores.mean())
     squares = float(((log_scores - mean) ** 2).sum())
@@ -144,7 +150,7 @@ def _predictive(log_scores: np.ndarray) -> tuple[float, float, int]:
     return mean, math.sqrt(variance * (1 + 1 / count)), freedom
 
 
-def outlying(log_scores: np.ndarray) -> np.ndarray:
+def outlying(log_scores: Floats) -> npt.NDArray[np.bool_]:
     """Which good images score so high that they are likely defects: (N,) bool.
 
     By median and median absolute deviation, which a few of them cannot move; never with fewer than five images.

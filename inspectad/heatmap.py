@@ -1,6 +1,5 @@
 """From an anomaly map to what a person looks at: regions, and an overlay on the source image. Pure."""
 
-import math
 from dataclasses import dataclass
 from typing import Final
 
@@ -36,9 +35,12 @@ class Regions:
 def region_level(peak: float, verdict: Verdict, threshold: float, map_threshold: float) -> float:
     """Level that regions are cut at: the map threshold; on an NG image that stays below it, the image threshold.
 
-    An NG image always shows where: its score is a mean of map values, so some of them exceed the threshold.
+    An NG image always shows where. Its score is a mean of values of the coarse map, so some of them exceed the
+    threshold; should enlarging the map have flattened all of them, its highest point is shown.
     """
-    return threshold if verdict is Verdict.NG and peak <= map_threshold else map_threshold
+    if verdict is not Verdict.NG or peak > map_threshold:
+        return map_threshold
+    return threshold if peak > threshold else 0.98 * peak
 
 
 def find_regions(anomaly_map: FloatArray, level: float, source_hw: tuple[int, int]) -> Regions:
@@ -56,14 +58,16 @@ def find_regions(anomaly_map: FloatArray, level: float, source_hw: tuple[int, in
     area = round(int(above.sum()) * scale_x * scale_y)
     _, _, stats, _ = cv2.connectedComponentsWithStats(above, connectivity=8)
     regions = sorted(stats[1:].tolist(), key=lambda s: (-s[cv2.CC_STAT_AREA], s[1], s[0]))
-    boxes = tuple(_source_box(r, scale_x, scale_y) for r in regions[:MAX_BOXES])
+    boxes = tuple(_source_box(r, (anomaly_map.shape[0], anomaly_map.shape[1]), source_hw) for r in regions[:MAX_BOXES])
     return Regions(area, boxes, peak, level)
 
 
-def _source_box(stats: list[int], scale_x: float, scale_y: float) -> Box:
+def _source_box(stats: list[int], map_hw: tuple[int, int], source_hw: tuple[int, int]) -> Box:
+    """The source pixels that a box of map pixels touches, in whole numbers: rounding must not leave the image."""
     x, y, width, height = stats[:4]
-    left, top = math.floor(x * scale_x), math.floor(y * scale_y)
-    return Box(left, top, math.ceil((x + width) * scale_x) - left, math.ceil((y + height) * scale_y) - top)
+    left, top = x * source_hw[1] // map_hw[1], y * source_hw[0] // map_hw[0]
+    right, bottom = -(-(x + width) * source_hw[1] // map_hw[1]), -(-(y + height) * source_hw[0] // map_hw[0])
+    return Box(left, top, right - left, bottom - top)
 
 
 def render_overlay(
@@ -101,12 +105,32 @@ def _blend(overlay: ByteArray, anomaly_map: FloatArray, level: float) -> None:
     y0, y1 = round(top * overlay.shape[0] / map_h), round(bottom * overlay.shape[0] / map_h)
     if x1 == x0 or y1 == y0:
         return
-    colours = _colourise(anomaly_map[top:bottom, left:right], level)
-    colours = np.asarray(cv2.resize(colours, (x1 - x0, y1 - y0), interpolation=cv2.INTER_LINEAR), np.uint8)
+    colours = _enlarge(
+        _colourise(anomaly_map[top:bottom, left:right], level),
+        (left, top),
+        anomaly_map.shape,
+        overlay.shape,
+        (x0, y0, x1, y1),
+    )
     weight = colours[..., 3].astype(np.float32) * np.float32(1 / 255)
     patch = np.ascontiguousarray(overlay[y0:y1, x0:x1])
     colour = np.ascontiguousarray(colours[..., :3])
     overlay[y0:y1, x0:x1] = cv2.blendLinear(colour, patch, weight, 1 - weight)
+
+
+def _enlarge(
+    colours: ByteArray, at: tuple[int, int], map_hw: tuple[int, ...], source_hw: tuple[int, ...], box: tuple[int, ...]
+) -> ByteArray:
+    """Part of the enlarged map, just as it would be within the whole of it. ``at``: left, top of the part's colours."""
+    x0, y0, x1, y1 = box
+    scale_x, scale_y = map_hw[1] / source_hw[1], map_hw[0] / source_hw[0]
+    to_map = np.array(
+        [[scale_x, 0, (x0 + 0.5) * scale_x - 0.5 - at[0]], [0, scale_y, (y0 + 0.5) * scale_y - 0.5 - at[1]]]
+    )
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    return np.asarray(
+        cv2.warpAffine(colours, to_map, (x1 - x0, y1 - y0), flags=flags, borderMode=cv2.BORDER_REPLICATE), np.uint8
+    )
 
 
 def _colour_table() -> npt.NDArray[np.uint8]:

@@ -77,7 +77,8 @@ def _counts_by_threshold(good: AnyFloats, defect: AnyFloats) -> tuple[AnyFloats,
     scores = np.concatenate([np.ravel(good), np.ravel(defect)])
     is_defect = np.concatenate([np.zeros(np.size(good)), np.ones(np.size(defect))])
     order = np.argsort(-scores, kind="stable")
-    last_of_tie = np.append(np.diff(scores[order]) != 0, True)
+    ordered = scores[order]
+    last_of_tie = np.append(ordered[1:] != ordered[:-1], True)
     hits = np.cumsum(is_defect[order])[last_of_tie]
     return hits, np.flatnonzero(last_of_tie) + 1.0 - hits
 
@@ -105,7 +106,8 @@ def aupro(maps: Sequence[FloatArray], masks: Sequence[ByteArray], limit: float =
     if not regions or not normal.any():
         return math.nan
     order = np.argsort(-scores, kind="stable")
-    last_of_tie = np.append(np.diff(scores[order]) != 0, True)
+    ordered = scores[order]
+    last_of_tie = np.append(ordered[1:] != ordered[:-1], True)
     fpr = np.append(0.0, (np.cumsum(normal[order]) / normal.sum())[last_of_tie])
     overlap = np.append(0.0, (np.cumsum(weight[order], dtype=np.float64) / regions)[last_of_tie])
     inside = fpr <= limit

@@ -51,8 +51,6 @@ def read_model_bytes(path: Path) -> bytes:
 
 def append_manifest(graph: bytes, manifest: Manifest) -> bytes:
     """The graph with its manifest behind it: what ``model.onnx`` holds."""
-    import onnx
-
     text = manifest_to_json(manifest)
     entries = {
         _KEY: text,
@@ -60,10 +58,19 @@ def append_manifest(graph: bytes, manifest: Manifest) -> bytes:
         _GRAPH_BYTES: str(len(graph)),
         _GRAPH_SHA: _sha256(graph),
     }
-    tail = onnx.ModelProto()
-    for key, value in entries.items():
-        tail.metadata_props.add(key=key, value=value)
-    return graph + bytes(tail.SerializeToString(deterministic=True))
+    return graph + _encode_metadata(entries)
+
+
+def _encode_metadata(entries: Mapping[str, str]) -> bytes:
+    """Protobuf of an onnx.ModelProto that has nothing but these ``metadata_props`` (field 14, of key 1 and value 2)."""
+
+    def field(number: int, content: bytes) -> bytes:
+        length, size = len(content), b""
+        while length > 0x7F:
+            size, length = size + bytes([length & 0x7F | 0x80]), length >> 7
+        return bytes([number << 3 | 2]) + size + bytes([length]) + content
+
+    return b"".join(field(14, field(1, k.encode()) + field(2, v.encode())) for k, v in entries.items())
 
 
 def extract_manifest(metadata: Mapping[str, str], data: bytes) -> Manifest:
@@ -84,6 +91,9 @@ def extract_manifest(metadata: Mapping[str, str], data: bytes) -> Manifest:
         and len(length) < 12
         and metadata.get(_GRAPH_SHA) == _sha256(data[: int(length)])
         and metadata.get(_KEY_SHA) == _sha256(metadata[_KEY].encode())
+        # nothing may stand behind it: the runtime would merge a second graph into the first
+        and data[int(length) :]
+        == _encode_metadata({k: metadata[k] for k in (_KEY, _KEY_SHA, _GRAPH_BYTES, _GRAPH_SHA)})
     )
     manifest = manifest_from_json(metadata[_KEY])
     if not is_whole:

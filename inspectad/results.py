@@ -116,7 +116,7 @@ def _parse(record: bytes, kind: str, path: Path) -> dict[str, str]:
         text = record.decode("utf-8", "surrogateescape")
         (values,) = csv.reader(io.StringIO(text, newline=""))
         return dict(zip(COLUMNS, values, strict=True))
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError, csv.Error) as error:
         raise OutputError(f"{path}: not a results file of this version; choose another folder with -o") from error
 
 

@@ -60,9 +60,7 @@ def test_a_defect_changes_the_picture_inside_its_mask_and_nowhere_else(defect: s
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_defect_stands_out_from_the_normal_variation_between_pixels(defect: str, seed: int) -> None:
     difference, mask = change(seed, defect)
-    plain = (
-        render_part(seed).image[245:300, 130:270].astype(float).mean(axis=2)
-    )  # brushed face, nothing on it
+    plain = render_part(seed).image[245:300, 130:270].astype(float).mean(axis=2)  # brushed face, nothing on it
     assert np.percentile(difference[mask], 95) > 1.5 * plain.std()
 
 
@@ -74,9 +72,7 @@ def test_a_good_part_has_an_empty_mask() -> None:
     ("defect", "least_px", "most_px"),
     [("scratch", 60, 1000), ("dent", 400, 3400), ("stain", 120, 2600), ("missing_hole", 300, 2400)],
 )
-def test_masks_have_the_size_of_the_defect_and_lie_on_the_plate(
-    defect: str, least_px: int, most_px: int
-) -> None:
+def test_masks_have_the_size_of_the_defect_and_lie_on_the_plate(defect: str, least_px: int, most_px: int) -> None:
     for seed in range(8):
         mask = render_part(seed, defect).mask
         assert set(np.unique(mask)) == {0, 255}
@@ -124,8 +120,6 @@ def test_exposure_stays_in_range_from_part_to_part() -> None:
         ("dent", (400, 0), "at least 96"),
     ],
 )
-def test_what_cannot_be_rendered_is_refused(
-    defect: str | None, size_hw: tuple[int, int], message: str
-) -> None:
+def test_what_cannot_be_rendered_is_refused(defect: str | None, size_hw: tuple[int, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         render_part(0, defect, size_hw)

@@ -38,12 +38,13 @@ def greedy_coreset(points: FloatArray, size: int) -> npt.NDArray[np.intp]:
         return np.arange(count)
     squares = np.einsum("nd,nd->n", points, points)
     distances = _squared_distances(points, squares, np.array([0]))
+    distances[0] = -np.inf  # a chosen point is never chosen again, however many copies of it there are
     chosen = [0]
     while len(chosen) < size:
         fresh = _extend(points, squares, distances, size - len(chosen))
         chosen += fresh
         np.minimum(distances, _squared_distances(points, squares, np.array(fresh)), out=distances)
-        distances[fresh] = 0.0  # rounding must not let a point be chosen twice
+        distances[fresh] = -np.inf
     return np.array(chosen, np.intp)
 
 
@@ -55,7 +56,7 @@ def _extend(points: FloatArray, squares: FloatArray, distances: FloatArray, want
         candidates = np.sort(order[len(points) - count :])
         bound = float(distances[order[len(points) - count - 1]])
     else:
-        candidates, bound = np.arange(len(points)), -1.0
+        candidates, bound = np.arange(len(points)), -np.inf
     near, near_squares, left = points[candidates], squares[candidates], distances[candidates].copy()
     fresh: list[int] = []
     while len(fresh) < wanted:
@@ -64,7 +65,7 @@ def _extend(points: FloatArray, squares: FloatArray, distances: FloatArray, want
             break
         fresh.append(int(candidates[i]))
         np.minimum(left, near_squares + near_squares[i] - 2.0 * (near @ near[i]), out=left)
-        left[i] = -1.0
+        left[i] = -np.inf
     return fresh
 
 
