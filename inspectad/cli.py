@@ -144,9 +144,9 @@ def train(
 
     inspectad train ./good ./defects
     """
-    from inspectad.api import require_train_extra
+    from inspectad.api import prepare_training
 
-    require_train_extra()
+    prepare_training()
     from inspectad.training import TrainConfig
     from inspectad.training import train as run
 
@@ -240,9 +240,9 @@ def export(
 
     inspectad export --precision int8 -o line3.onnx
     """
-    from inspectad.api import require_train_extra
+    from inspectad.api import prepare_training
 
-    require_train_extra()
+    prepare_training()
     from inspectad.export import ExportConfig, describe_parity
     from inspectad.export import export as run
 
@@ -306,9 +306,9 @@ def demo(
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the demo.")] = Path("inspectad-demo"),
 ) -> None:
     """Render a part with defects, train, scan with heatmaps: the whole job in under a minute, offline."""
-    from inspectad.api import require_train_extra
+    from inspectad.api import prepare_training
 
-    require_train_extra()
+    prepare_training()
     from inspectad.demo import run_demo
 
     with console.step_progress() as progress:
