@@ -18,8 +18,10 @@ def write_atomically(path: Path, data: bytes) -> None:
     write_together({path: data})
 
 
-def write_together(files: Mapping[Path, bytes]) -> None:
-    """Write several files that belong together: nothing is replaced before all of them are on the disk.
+def write_together(files: Mapping[Path, bytes], *, durable: bool = False) -> None:
+    """Write several files that belong together: nothing is replaced before all of them are written.
+
+    Args: durable: wait until the data is on the disk, so that not even a power cut leaves an empty file.
 
     Raises: as `write_atomically`.
     """
@@ -30,6 +32,9 @@ def write_together(files: Mapping[Path, bytes]) -> None:
             staged[path] = path.with_name(f".inspectad-{uuid.uuid4().hex}.tmp")
             with open(staged[path], "xb") as handle:
                 handle.write(data)
+                if durable:
+                    handle.flush()
+                    os.fsync(handle.fileno())
         for path, temporary in staged.items():
             os.replace(temporary, path)
     except BaseException as error:  # Ctrl-C too must not leave temporary files behind

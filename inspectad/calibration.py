@@ -1,16 +1,20 @@
 """From the scores of images that a model has not seen to a threshold, and to what can be promised. Pure.
 
-Good images alone (N of them). With N + 1 >= 1 / rate the threshold is the split-conformal quantile: the
-ceil((N + 1)(1 - rate))-th smallest held-out score; a new good image exceeds it at most ``rate`` of the time if it is
-exchangeable with them (Vovk, Gammerman & Shafer, 2005). With fewer, no rule without an assumption can support the
-rate; then the tail is extrapolated, assuming log scores to be normal: the threshold is the upper prediction bound
-of one further image, a Student-t quantile with the sample's variance drawn towards a prior one (Gelman et al.,
-Bayesian Data Analysis, 3rd ed., 3.3: normal data, flat prior on the mean, scaled inverse chi-square on the variance).
+Good images alone (N of them). With N + 1 >= 1 / rate the threshold is the ceil((N + 1)(1 - rate))-th smallest
+held-out score, the conformal quantile. Were the scores of one model that saw none of these images, a new good image
+would exceed it at most ``rate`` of the time (split conformal: Vovk, Gammerman & Shafer, 2005). They come from one
+model for each part left out, for which theory grants about twice the rate and practice the rate itself (jackknife+ and
+CV+: Barber, Candes, Ramdas & Tibshirani, Annals of Statistics 2021). With fewer images, no rule without an
+assumption can support the rate; then the tail is extrapolated, assuming log scores to be normal: the threshold is
+the upper prediction bound of one further image, a Student-t quantile with the sample's variance drawn towards a
+prior one (Gelman et al., Bayesian Data Analysis, 3rd ed., 3.3: normal data, flat prior on the mean, scaled inverse
+chi-square on the variance).
 
 Good images and defects. The good images set the range: from the highest held-out good score up to the threshold
-above. The defects choose within it: half-way (in logs) between the highest good score and a low quantile of
-the defect scores. So defects can lower the threshold towards the good images, never below any of them, and never
-raise it; and since a quantile and two bounds are all that counts, one outlying or mislabelled defect cannot break it.
+above. The defects that score above all good images choose within it: half-way (in logs) between the highest good
+score and a low quantile of theirs. So defects can lower the threshold towards the good images, never below any of
+them, and never raise it; a defect that scores like a good image, mislabelled or not, has no say, and of the others a
+quantile and two bounds are all that counts.
 """
 
 import math
@@ -72,6 +76,17 @@ class Suspects:
     defects: tuple[int, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class _Cut:
+    """A threshold and what it rests on."""
+
+    threshold: float
+    by_rate: float
+    peak_bound: float
+    usual: npt.NDArray[np.bool_]
+    rule: str
+
+
 def calibrate(held_out: HeldOut, defect_scores: FloatArray, rate: float) -> tuple[Calibration, Suspects]:
     """Threshold for a wanted false-reject rate.
 
@@ -82,43 +97,67 @@ def calibrate(held_out: HeldOut, defect_scores: FloatArray, rate: float) -> tupl
     """
     scores = np.maximum(held_out.scores.astype(np.float64) * held_out.correction, _TINY)
     peaks = np.maximum(held_out.peaks.astype(np.float64) * held_out.correction, _TINY)
-    keep = ~outlying(np.log(scores))
-    rank = math.ceil((len(scores) + 1) * (1 - rate) - 1e-9)
-    # Images that look like defects count for the rank (they are held-out good images until somebody says otherwise),
-    # but none of them may set the threshold; they are the highest, so the others are the first in order.
-    usual = int(keep.sum())
-    can_support = held_out.exchangeable and rank <= usual
-    if can_support:
-        by_rate, above_peaks = float(np.sort(scores)[rank - 1]), float(np.sort(peaks)[rank - 1])
-        rule = f"conformal quantile of {len(scores)} held-out good scores"
-    else:
-        by_rate, above_peaks = (extrapolated_bound(x[keep], rate) for x in (scores, peaks))
-        rule = f"extrapolated from {usual if held_out.exchangeable else 'no'} held-out good scores (Student-t bound)"
-    threshold = by_rate
-    if len(defect_scores):
-        highest = float(scores[keep].max())
-        low = float(np.quantile(defect_scores, LOW_DEFECTS))
-        threshold = min(by_rate, max(highest, math.sqrt(highest * low)))
-        if threshold < by_rate:
-            rule += f", lowered towards the {len(defect_scores)} defects"
-    expected = rate if threshold == by_rate else exceedance(scores[keep], threshold)
-    limit = float(np.quantile(scores[keep], 0.75))
+    defects = defect_scores.astype(np.float64)
+    cut = _cut(scores, peaks, defects, rate, held_out.exchangeable)
+    usual = int(cut.usual.sum())
+    like_good = float(np.quantile(scores[cut.usual], 0.75))
     calibration = Calibration(
-        threshold=threshold,
-        map_threshold=max(threshold, above_peaks * threshold / by_rate),
+        threshold=cut.threshold,
+        map_threshold=max(cut.threshold, cut.peak_bound * cut.threshold / cut.by_rate),
         false_reject_rate=rate,
         supported_rate=(len(scores) + 1 - usual) / (len(scores) + 1) if held_out.exchangeable else 1.0,
-        expected_rate=expected,
-        rule=rule,
+        expected_rate=rate if cut.threshold == cut.by_rate else exceedance(scores[cut.usual], cut.threshold),
+        rule=cut.rule,
         held_out=held_out.how,
         good_scores=tuple(float(f"{s:.7g}") for s in scores),
-        defect_scores=tuple(float(f"{s:.7g}") for s in defect_scores),
+        defect_scores=tuple(float(f"{s:.7g}") for s in defects),
         correction=held_out.correction,
-        false_rejects=int((scores > threshold).sum()),
-        escapes=int((defect_scores <= threshold).sum()),
+        false_rejects=_nested_false_rejects(scores, peaks, defects, rate) if held_out.exchangeable else 0,
+        escapes=_nested_escapes(scores, peaks, defects, rate, held_out.exchangeable),
     )
-    suspects = Suspects(tuple(np.flatnonzero(~keep).tolist()), tuple(np.flatnonzero(defect_scores <= limit).tolist()))
-    return calibration, suspects
+    suspects = np.flatnonzero(~cut.usual), np.flatnonzero(defects <= like_good)
+    return calibration, Suspects(tuple(suspects[0].tolist()), tuple(suspects[1].tolist()))
+
+
+def _cut(scores: Floats, peaks: Floats, defects: Floats, rate: float, exchangeable: bool) -> _Cut:
+    """The two rules of the module's text."""
+    usual = ~outlying(np.log(scores))
+    # Images that look like defects count for the rank (they are held-out good images until somebody says otherwise),
+    # but none of them may set the threshold; they are the highest, so the others are the first in order.
+    rank = math.ceil((len(scores) + 1) * (1 - rate) - 1e-9)
+    if exchangeable and rank <= usual.sum():
+        by_rate, peak_bound = float(np.sort(scores)[rank - 1]), float(np.sort(peaks)[rank - 1])
+        rule = f"quantile of {len(scores)} held-out good scores"
+    else:
+        by_rate, peak_bound = (extrapolated_bound(x[usual], rate) for x in (scores, peaks))
+        rule = f"extrapolated from {usual.sum() if exchangeable else 'no'} held-out good scores (Student-t bound)"
+    threshold = by_rate
+    # Without held-out good scores nothing speaks for the guess, so the defects are believed.
+    highest = float(scores[usual].max()) if exchangeable else 0.0
+    found = defects[defects > highest]  # the others look good: mislabelled, or beyond this model
+    if len(found):
+        low = float(np.quantile(found, LOW_DEFECTS))
+        threshold = min(by_rate, math.sqrt(highest * low) if exchangeable else 0.95 * low)
+        if threshold < by_rate:
+            rule += f", lowered towards {len(found)} defects"
+    return _Cut(threshold, by_rate, peak_bound, usual, rule)
+
+
+def _nested_false_rejects(scores: Floats, peaks: Floats, defects: Floats, rate: float) -> int:
+    """Good images above the threshold that the others alone would have set: a threshold knows its own images."""
+    if len(scores) < 2:
+        return 0
+    count = 0
+    for i in range(len(scores)):
+        others = np.arange(len(scores)) != i
+        count += bool(scores[i] > _cut(scores[others], peaks[others], defects, rate, True).threshold)
+    return count
+
+
+def _nested_escapes(scores: Floats, peaks: Floats, defects: Floats, rate: float, exchangeable: bool) -> int:
+    """Defects at or below the threshold that was set without them."""
+    thresholds = [_cut(scores, peaks, np.delete(defects, i), rate, exchangeable).threshold for i in range(len(defects))]
+    return int((defects <= np.array(thresholds)).sum()) if len(defects) else 0
 
 
 def extrapolated_bound(scores: Floats, rate: float) -> float:

@@ -20,7 +20,7 @@ import typer
 from rich.markup import escape
 
 from inspectad import __version__, console
-from inspectad.errors import InspectadError, UsageError
+from inspectad.errors import InspectadError, MissingDependencyError, UsageError
 
 if TYPE_CHECKING:
     from inspectad.detector import OnnxDetector
@@ -76,12 +76,15 @@ ModelOption = Annotated[Path, typer.Option("-m", "--model", help="Model folder, 
 DeviceOption = Annotated[ScanDevice, typer.Option(help="auto takes CUDA where it works, else the CPU.")]
 
 
-class _Terminated(KeyboardInterrupt):
-    """SIGTERM, which ends a scan as cleanly as Ctrl-C does."""
+class _Stop:
+    """The signal that asked the program to stop, if one did; its exit code is 128 + the signal's number."""
+
+    signum: int | None = None
 
 
-def _terminate(_signum: int, _frame: FrameType | None) -> None:
-    raise _Terminated
+def _stop(signum: int, _frame: FrameType | None) -> None:
+    _Stop.signum = signum
+    raise KeyboardInterrupt
 
 
 def _reporting(verb: Callable[P, None]) -> Callable[P, None]:
@@ -91,18 +94,18 @@ def _reporting(verb: Callable[P, None]) -> Callable[P, None]:
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
             verb(*args, **kwargs)
-        except InspectadError as error:
-            console.err.print(f"[bold red]error:[/] {escape(console.printable(str(error)))}")
-            raise typer.Exit(error.exit_code) from error
-        except _Terminated:
-            console.err.print("stopped by SIGTERM; what was written is whole")
-            raise typer.Exit(143) from None
-        except KeyboardInterrupt:
-            console.err.print("stopped by Ctrl-C; what was written is whole")
-            raise typer.Exit(130) from None
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads it any more
             raise typer.Exit(141) from None
+        except (Exception, KeyboardInterrupt) as error:
+            if _Stop.signum is not None:  # libraries turn the interruption into errors of their own
+                name = "Ctrl-C" if _Stop.signum == signal.SIGINT else "SIGTERM"
+                console.err.print(f"stopped by {name}; what was written is whole")
+                raise typer.Exit(128 + _Stop.signum) from None
+            if not isinstance(error, InspectadError):
+                raise
+            console.err.print(f"[bold red]error:[/] {escape(console.printable(str(error)))}")
+            raise typer.Exit(error.exit_code) from error
 
     return run
 
@@ -138,7 +141,7 @@ def train(
         Path | None, typer.Option(help="Its weights (.safetensors or .pth), if not the embedded ones.")
     ] = None,
     device: Annotated[TrainDevice, typer.Option(help="auto takes the GPU where torch finds one.")] = TrainDevice.auto,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same file.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same file.")] = 0,
 ) -> None:
     """Learn what good looks like, calibrate, and write a model.
 
@@ -186,6 +189,8 @@ def scan(
 ) -> None:
     """Judge images: a row each in OUTPUT/results.csv, and the same rows on stdout when it is a pipe.
 
+    A new scan replaces the rows and heatmaps of the last one in OUTPUT.
+
     inspectad scan ./line_images --heatmaps
     """
     from inspectad.scan import ScanConfig
@@ -197,7 +202,6 @@ def scan(
         )
     config = ScanConfig(
         images=tuple(images),
-        model=model,
         output=output,
         format=format_.value,
         heatmaps=heatmaps,
@@ -213,15 +217,18 @@ def scan(
     with console.scan_progress() as progress:
         summary = run(config, detector, on_total=progress.total, on_row=progress.row, stream=stream)
     console.report_scan(summary, config)
-    if fail_on_defect and summary.verdicts["NG"]:
+    if fail_on_defect and summary.all_verdicts["NG"]:
         raise typer.Exit(3)
-    if summary.verdicts["UNREADABLE"]:
+    if summary.all_verdicts["UNREADABLE"]:
         raise typer.Exit(4)
 
 
 def _load(model: Path, device: ScanDevice) -> "OnnxDetector":
     """The model, with one line when it does not run where one might think."""
-    from inspectad.detector import OnnxDetector
+    try:
+        from inspectad.detector import OnnxDetector
+    except (ImportError, OSError) as error:
+        raise MissingDependencyError(f"onnxruntime does not load ({error}); 'inspectad doctor' says more") from error
 
     detector = OnnxDetector.load(model, device.value)
     if detector.provider.reason:
@@ -265,18 +272,19 @@ def evaluate(
 
     inspectad evaluate ./test/good ./test/defects --masks ./masks
     """
-    from rich.console import Console
-
     from inspectad.evaluate import EvaluateConfig
     from inspectad.evaluate import evaluate as run
 
-    config = EvaluateConfig(good=good, defects=defects, model=model, masks=masks, device=device.value)
-    result = run(config, _load(model, device))
+    detector = _load(model, device)
+    with console.step_progress() as progress:
+        result = run(EvaluateConfig(good=good, defects=defects, masks=masks), detector, progress.step)
     console.warn([f"{path}: left out, {reason}" for path, reason in result.unreadable])
+    if result.trained_on:
+        console.warn([f"{result.trained_on} of these images trained the model, so the figures flatter it; take others"])
     if json:
         typer.echo(result.to_json())
     else:
-        Console(soft_wrap=True).print(console.evaluation_table(result))
+        console.console(stderr=False).print(console.evaluation_table(result))
     if result.unreadable:
         raise typer.Exit(4)
 
@@ -288,8 +296,6 @@ def info(
     json: Annotated[bool, typer.Option("--json", help="Print the whole manifest as JSON.")] = False,
 ) -> None:
     """Show what a model is: method, input, calibration, training images, parity."""
-    from rich.console import Console
-
     from inspectad.detector import OnnxDetector
     from inspectad.manifest import manifest_to_json
 
@@ -297,7 +303,7 @@ def info(
     if json:
         typer.echo(manifest_to_json(detector.manifest))
         return
-    Console(soft_wrap=True).print(console.manifest_table(detector.manifest, detector.digest))
+    console.console(stderr=False).print(console.manifest_table(detector.manifest, detector.digest))
 
 
 @app.command()
@@ -320,17 +326,16 @@ def demo(
 @_reporting
 def doctor() -> None:
     """Say what works on this machine, and the command that mends what does not."""
-    from rich.console import Console
-
     from inspectad.doctor import examine
 
     findings = examine()
-    Console(soft_wrap=True).print(console.findings_table(findings))
+    console.console(stderr=False).print(console.findings_table(findings))
     if any(f.state == "broken" for f in findings):
         raise typer.Exit(1)
 
 
 def main() -> None:
     """Entry point of the console script."""
-    signal.signal(signal.SIGTERM, _terminate)
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, _stop)
     app()

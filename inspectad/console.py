@@ -31,7 +31,18 @@ if TYPE_CHECKING:  # this module is loaded by --help, those are not
     from inspectad.scan import ScanConfig, ScanSummary
     from inspectad.training import TrainReport
 
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+_PIPE_WIDTH = 160  # characters, where there is no terminal to ask
+
+
+def console(*, stderr: bool) -> Console:
+    """A console that does not fold a table at 80 columns when its output goes to a file."""
+    found = Console(stderr=stderr, highlight=False, soft_wrap=True)
+    if not found.is_terminal:
+        found.width = _PIPE_WIDTH
+    return found
+
+
+err = console(stderr=True)
 """For messages, progress and tables. File names go through `escape`: they may hold what looks like markup."""
 
 _STYLES = {"OK": "green", "NG": "bold red", "UNREADABLE": "yellow"}
@@ -171,9 +182,13 @@ def report_training(report: TrainReport) -> None:
     if c.held_out.startswith("turned"):
         rows["caution"] = "one good image shows nothing of how good parts vary: add a few more before you rely on it"
     else:
-        rows["false rejects"] = f"{rate(c.false_rejects, len(c.good_scores))} of the held-out good images"
+        rows["false rejects"] = f"{rate(c.false_rejects, len(c.good_scores))} of good images held out twice"
     if c.defect_scores:
-        rows["escapes"] = f"{rate(c.escapes, len(c.defect_scores))} of the defects, which the model has not seen"
+        rows["escapes"] = f"{rate(c.escapes, len(c.defect_scores))} of the defects, none of which is in the model"
+        missed = [i.name for i, s in zip(m.defect_images, c.defect_scores, strict=True) if s <= c.threshold]
+        if missed:
+            more = f" and {len(missed) - 8} more" if len(missed) > 8 else ""
+            rows["not found"] = f"{', '.join(missed[:8])}{more}; more good images or a larger --size may help"
         rows["image AUROC"] = f"{report.image_auroc:.3f}, held-out good against defects"
     rows["wrote"] = f"{report.path} ({report.model_bytes / 1e6:.1f} MB, {report.seconds:.1f} s)"
     err.print(_two_columns(rows))
@@ -190,10 +205,12 @@ def rate_sentence(manifest: Manifest) -> str:
     """What can be promised, in one sentence."""
     c = manifest.calibration
     if c.supported_rate <= c.false_reject_rate:
-        return f"{c.expected_rate:.2g} of good images like the training ones, at most, will be called NG"
+        return f"about {c.expected_rate:.2g} of good images like the training ones will be called NG"
+    if c.supported_rate >= 1:
+        return f"asked {c.false_reject_rate:.2g}; one good image supports none, the expected rate is unknown"
     return (
         f"asked {c.false_reject_rate:.2g}; {len(c.good_scores)} good images support {c.supported_rate:.2g} at best, "
-        f"so the threshold is an extrapolation, expected rate {c.expected_rate:.2g}"
+        f"so it is extrapolated: {c.expected_rate:.2g} if log scores are normal"
     )
 
 
@@ -236,8 +253,8 @@ def findings_table(findings: list[Finding]) -> Table:
 def report_scan(summary: ScanSummary, config: ScanConfig) -> None:
     """What ``scan`` says when it is done."""
     counts = summary.verdicts
-    if summary.skipped:
-        err.print(f"{summary.skipped} images had a row already")
+    if earlier := summary.earlier:
+        err.print(f"{earlier.total()} rows were there already: {earlier['NG']} NG, {earlier['UNREADABLE']} UNREADABLE")
     if summary.odd_aspect:
         most = "more than " if len(summary.odd_aspect) >= 1000 else ""
         name = summary.odd_aspect[0]

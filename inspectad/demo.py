@@ -93,7 +93,7 @@ def run_demo(output: Path, step: Callable[[str, int, int], None]) -> DemoResult:
     report = train(config, step)
     rows: list[Inspection] = []
     images = (str(folders.line_images),)
-    scan_config = ScanConfig(images=images, model=output / "model", output=output / "results", heatmaps=True)
+    scan_config = ScanConfig(images=images, output=output / "results", heatmaps=True)
     step("scanning the line", 0, 1)
     scan(scan_config, OnnxDetector.load(output / "model"), on_row=rows.append)
     return DemoResult(folders, report, tuple(rows), output)

@@ -11,7 +11,7 @@ from typing import Any, Final, Self
 import numpy as np
 import onnxruntime as ort
 
-from inspectad.errors import ModelFileError, UsageError
+from inspectad.errors import InspectadError, ModelFileError, UsageError
 from inspectad.images import resize
 from inspectad.manifest import Manifest
 from inspectad.model_file import extract_manifest, onnx_path, read_model_bytes
@@ -91,15 +91,26 @@ class OnnxDetector:
         """
         for image in images:
             if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
-                raise ValueError(f"images must be (H, W, 3) uint8 RGB, got {image.shape} {image.dtype}")
+                raise ValueError(
+                    f"each image must be (H, W, 3) uint8 RGB, got {image.shape} {image.dtype}; put one in a list"
+                )
         if not len(images):
             return Prediction(np.zeros(0, np.float32), np.zeros((0, *self.input_size_hw), np.float32))
         return self.predict_resized(np.stack([resize(image, self.input_size_hw) for image in images]))
 
     def predict_resized(self, batch: ByteArray) -> Prediction:
-        """Score images that are at the input size already: uint8 (B, H, W, 3)."""
-        scores, maps = self._session.run(["score", "anomaly_map"], {"image": batch})
-        return Prediction(scores, maps)
+        """Score images that are at the input size already: uint8 (B, H, W, 3).
+
+        Raises: InspectadError when the runtime fails, as it does when memory is short.
+        """
+        try:
+            scores, maps = self._session.run(["score", "anomaly_map"], {"image": batch})
+            return Prediction(scores, maps)
+        except Exception as error:  # onnxruntime raises its own classes, which share no public base
+            raise InspectadError(
+                f"the network failed on a batch of {len(batch)} images ({_first_line(error)}); "
+                "try a smaller --batch-size, or --device cpu"
+            ) from error
 
     def verdicts(self, prediction: Prediction, threshold: float | None = None) -> list[Verdict]:
         """OK or NG for each image of a prediction, by the calibrated threshold or by another."""
@@ -181,8 +192,9 @@ def _provider_options(device: str) -> list[Any]:
 
 def _check_graph(session: ort.InferenceSession, manifest: Manifest) -> None:
     inputs = [(i.name, i.type, tuple(i.shape[1:])) for i in session.get_inputs()]
-    outputs = {o.name for o in session.get_outputs()}
-    if inputs != [("image", "tensor(uint8)", (*manifest.input_size_hw, 3))] or outputs != {"score", "anomaly_map"}:
+    outputs = {(o.name, o.type, len(o.shape)) for o in session.get_outputs()}
+    expected = {("score", "tensor(float)", 1), ("anomaly_map", "tensor(float)", 3)}
+    if inputs != [("image", "tensor(uint8)", (*manifest.input_size_hw, 3))] or outputs != expected:
         raise ModelFileError("its graph is not what its manifest says")
 
 

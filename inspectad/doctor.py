@@ -53,8 +53,12 @@ def _onnxruntime() -> list[Finding]:
     if len(installed) == 2:
         advice = "pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime-gpu"
         return [Finding("onnxruntime", "broken", "both builds are installed and overwrite each other", advice)]
-    from inspectad.detector import gpu_problem
-
+    try:
+        from inspectad.detector import gpu_problem
+    except (ImportError, OSError) as error:
+        return [
+            Finding(installed[0], "broken", f"does not load ({error})", f"pip install --force-reinstall {installed[0]}")
+        ]
     findings = [Finding(installed[0], "ok", _version(installed[0]))]
     problem = gpu_problem()
     if problem:
@@ -79,13 +83,12 @@ def _training() -> Finding:
     if missing:
         advice = 'pip install "inspectad[train]"'
         return Finding("training", "missing", f"without {', '.join(missing)}: scan, evaluate and info work", advice)
-    import torch
-
     try:
+        import torch
         import torchvision
-    except (ImportError, RuntimeError) as error:
+    except (ImportError, RuntimeError, OSError) as error:
         advice = "pip install --force-reinstall torch torchvision"
-        return Finding("training", "broken", f"torchvision does not fit torch {torch.__version__} ({error})", advice)
+        return Finding("training", "broken", f"torch and torchvision do not load together ({error})", advice)
     gpu = f"CUDA {torch.version.cuda}" if torch.cuda.is_available() else "on the CPU"
     return Finding("training", "ok", f"torch {torch.__version__}, torchvision {torchvision.__version__}, {gpu}")
 

@@ -1,5 +1,6 @@
 """``inspectad evaluate``: what a model is worth on labelled images."""
 
+import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator
@@ -11,11 +12,11 @@ import numpy as np
 from inspectad.detector import OnnxDetector
 from inspectad.errors import InspectadError, UnreadableImageError, UsageError
 from inspectad.image_files import IMAGE_SUFFIXES, ImageFile, find_images
-from inspectad.images import read_image, to_8_bit
+from inspectad.images import decode_image, read_file, read_image, to_8_bit
 from inspectad.metrics import Rate, aupro, auroc, average_precision, best_f1, f1, pixel_auroc
 from inspectad.records import ByteArray, FloatArray
 
-_MAP_PIXELS = 2**27  # pixel metrics need all maps at once: 0.5 GiB, then they are refused
+_MAP_PIXELS = 2**27  # pixel metrics need all maps at once, about 40 bytes a pixel; beyond this they are refused
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,9 +29,7 @@ class EvaluateConfig:
 
     good: Path
     defects: Path
-    model: Path = Path("model")
     masks: Path | None = None
-    device: str = "auto"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +41,7 @@ class Evaluation:
         per_folder: escapes of each folder of defects.
         masked: how many defects had a mask; pixel figures are over these and all good images.
         unreadable: (path, reason).
+        trained_on: how many of the images are training images of the model, by SHA-256.
     """
 
     image_auroc: float
@@ -55,6 +55,7 @@ class Evaluation:
     aupro: float
     masked: int
     unreadable: tuple[tuple[str, str], ...]
+    trained_on: int
 
     def to_json(self) -> str:
         """One JSON object; a figure that cannot be had is null."""
@@ -69,6 +70,7 @@ class Evaluation:
             "pixel_auroc": self.pixel_auroc,
             "aupro": self.aupro,
             "masked_defects": self.masked,
+            "trained_on": self.trained_on,
             "unreadable": [{"image": name, "error": reason} for name, reason in self.unreadable],
         }
         return json.dumps({k: None if isinstance(v, float) and math.isnan(v) else v for k, v in data.items()}, indent=2)
@@ -86,18 +88,23 @@ class _Scored:
     score: float
     anomaly_map: FloatArray
     source_hw: tuple[int, int]
+    is_known: bool
 
 
-def evaluate(config: EvaluateConfig, detector: OnnxDetector, on_image: Callable[[], None] = lambda: None) -> Evaluation:
+def evaluate(
+    config: EvaluateConfig, detector: OnnxDetector, say: Callable[[str, int, int], None] = lambda *_: None
+) -> Evaluation:
     """Score all images of both folders and compute the figures.
+
+    Args: say: told (what is being done, images done, images in all).
 
     Raises:
         UsageError: a folder that is not there, or masks that fit no defect.
         InspectadError: no readable image on one side.
     """
     unreadable: list[tuple[str, str]] = []
-    good = list(_score(config.good, detector, unreadable, on_image))
-    defects = list(_score(config.defects, detector, unreadable, on_image))
+    good = list(_score(config.good, "scoring good images", detector, unreadable, say))
+    defects = list(_score(config.defects, "scoring defects", detector, unreadable, say))
     for folder, found in ((config.good, good), (config.defects, defects)):
         if not found:
             raise InspectadError(f"{folder}: no readable image in there, so nothing can be measured")
@@ -117,22 +124,33 @@ def evaluate(config: EvaluateConfig, detector: OnnxDetector, on_image: Callable[
         aupro=aupro(maps, masks) if masked else math.nan,
         masked=masked,
         unreadable=tuple(unreadable),
+        trained_on=sum(s.is_known for s in (*good, *defects)),
     )
 
 
 def _score(
-    folder: Path, detector: OnnxDetector, unreadable: list[tuple[str, str]], on_image: Callable[[], None]
+    folder: Path,
+    what: str,
+    detector: OnnxDetector,
+    unreadable: list[tuple[str, str]],
+    say: Callable[[str, int, int], None],
 ) -> Iterator[_Scored]:
-    for file in find_images(folder):
-        on_image()
+    manifest = detector.manifest
+    known = {i.sha256 for i in (*manifest.good_images, *manifest.defect_images)}
+    files = find_images(folder)
+    for done, file in enumerate(files):
+        say(what, done, len(files))
         try:
-            pixels = to_8_bit(read_image(file.path), detector.manifest.full_scale)
+            data = read_file(file.path)
+            pixels = to_8_bit(decode_image(data), manifest.full_scale)
         except UnreadableImageError as error:
             unreadable.append((str(file.path), str(error)))
             continue
         prediction = detector.predict([pixels])
         height, width = pixels.shape[:2]
-        yield _Scored(file, float(prediction.image_scores[0]), prediction.anomaly_maps[0], (height, width))
+        is_known = hashlib.sha256(data).hexdigest() in known
+        score, anomaly_map = float(prediction.image_scores[0]), prediction.anomaly_maps[0]
+        yield _Scored(file, score, anomaly_map, (height, width), is_known)
 
 
 def _by_folder(defects: list[_Scored], threshold: float) -> dict[str, Rate]:
@@ -185,4 +203,8 @@ def _read_mask(folder: Path, scored: _Scored) -> ByteArray | None:
             f"{path}: the mask has {mask.shape[1]} x {mask.shape[0]} pixels, its image "
             f"{scored.source_hw[1]} x {scored.source_hw[0]}; they must be equal"
         )
-    return (mask > mask.max() / 2).astype(np.uint8) if mask.max() else np.zeros(mask.shape, np.uint8)
+    if len(np.unique(mask)) > 2:
+        raise UsageError(
+            f"{path}: has more than two values, so it is no mask; masks are 0 where good and 255 where not"
+        )
+    return np.asarray(mask > 0, np.uint8)

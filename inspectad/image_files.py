@@ -14,6 +14,8 @@ IMAGE_SUFFIXES: Final = frozenset(
     {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".dib", ".tif", ".tiff", ".webp"}
     | {".pgm", ".ppm", ".pbm", ".pnm", ".jp2"}
 )
+RESULTS_MARKER: Final = ".inspectad-results"
+"""Lies in every folder that a scan wrote to, so that no later one takes heatmaps for images."""
 OUTSIDE: Final = "_outside"
 """First part of the name of an image that lies outside the scanned root; see `relative_name`."""
 
@@ -30,7 +32,8 @@ def find_images(folder: Path, exclude: Path | None = None) -> list[ImageFile]:
     """All image files below a folder, sorted by name; links are followed, each real folder is entered once.
 
     Files and folders whose name starts with a dot are left out (macOS and editors keep copies there that are no
-    images), and so is the folder ``exclude``, so that an output folder inside the input is never its own input.
+    images), and so are the folder ``exclude`` and the output
+    folders of earlier scans, so that results inside the input never become input.
     """
     if not folder.exists():
         raise UsageError(f"{folder}: no such folder; check the spelling, or give the full path")
@@ -49,6 +52,9 @@ def _walk(folder: Path, exclude: Path | None) -> Iterator[Path]:
         stat = os.stat(here)
         if (stat.st_dev, stat.st_ino) in seen or (excluded is not None and Path(here).resolve() == excluded):
             folders.clear()  # a link back to where we were, or our own output
+            continue
+        if RESULTS_MARKER in files and Path(here) != folder:
+            folders.clear()  # an earlier scan's output
             continue
         seen.add((stat.st_dev, stat.st_ino))
         folders[:] = sorted(f for f in folders if not f.startswith("."))

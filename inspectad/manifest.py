@@ -33,7 +33,8 @@ class Calibration:
         good_scores: held-out image scores of the good images, as a new image of the final model would score.
         defect_scores: image scores of the defects, which no part of the model has seen.
         correction: factor that held-out scores were multiplied by, for the images their smaller banks lacked.
-        false_rejects, escapes: held-out good images above and defects below the threshold.
+        false_rejects, escapes: good images above, and defects at or below, the threshold that the others alone would
+            have set; a threshold must not be judged by the images that set it.
     """
 
     threshold: float
@@ -64,6 +65,7 @@ class Parity:
         score_difference, map_difference: largest difference, relative to the largest value or the threshold if larger.
         limit: what was allowed.
         verdict_changes: images whose verdict differs.
+        could_flip: held-out images (good and defect) so near the threshold that this difference could turn them.
         against: what the graph was compared with.
     """
 
@@ -72,6 +74,7 @@ class Parity:
     map_difference: float
     limit: float
     verdict_changes: int
+    could_flip: int
     against: str
 
 

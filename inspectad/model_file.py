@@ -108,7 +108,8 @@ def write_model(folder: Path, model: bytes, manifest: Manifest, weights: bytes) 
             folder / WEIGHTS_NAME: weights,
             folder / MANIFEST_NAME: manifest_yaml(manifest).encode(),
             folder / ONNX_NAME: model,
-        }
+        },
+        durable=True,
     )
 
 

@@ -79,15 +79,26 @@ def predict_with_graph(graph: bytes, images: Sequence[ByteArray], batch_size: in
     return Prediction(np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts]))
 
 
-def compare(reference: Prediction, other: Prediction, threshold: float, limit: float, against: str) -> Parity:
+def compare(
+    reference: Prediction,
+    other: Prediction,
+    threshold: float,
+    limit: float,
+    against: str,
+    held_out: Sequence[float] = (),
+) -> Parity:
     """How far two predictions of the same images are apart, relative to their largest value or the threshold.
 
     (The larger of the two: training images score near zero, and what matters is small against the threshold.)
+
+    Args: held_out: scores of images that neither has seen, to count those that the difference could turn.
     """
     scale = [max(float(np.abs(a).max()), threshold) for a in (reference.image_scores, reference.anomaly_maps)]
+    apart = float(np.abs(reference.image_scores - other.image_scores).max())
     return Parity(
         images=len(reference.image_scores),
-        score_difference=float(np.abs(reference.image_scores - other.image_scores).max()) / scale[0],
+        score_difference=apart / scale[0],
+        could_flip=int((np.abs(np.array(held_out) - threshold) <= apart).sum()),
         map_difference=float(np.abs(reference.anomaly_maps - other.anomaly_maps).max()) / scale[1],
         limit=limit,
         verdict_changes=int(((reference.image_scores > threshold) != (other.image_scores > threshold)).sum()),

@@ -4,6 +4,7 @@ One image: `_Reader.prepare` (file to pixels at input size, in a worker) -> `Onn
 thread) -> the ``finish`` of the caller (verdict, heatmap, in a worker) -> its row (calling thread).
 """
 
+import contextlib
 import os
 import queue
 import threading
@@ -95,7 +96,7 @@ def inspect_files(
                 budget.release(_held(prepared))
                 yield prepared, row
     finally:
-        reader.stop()
+        reader.stop(ahead)
         pool.shutdown(wait=True, cancel_futures=True)
 
 
@@ -103,13 +104,20 @@ def _next_batch(ahead: _Ahead, size: int) -> tuple[list[Prepared], bool]:
     """Wait for one image, then take those that are there already, at most ``size``; False when it was the last."""
     batch: list[Prepared] = []
     while len(batch) < size and (not batch or not ahead.empty()):
-        item = ahead.get()
+        item = _take(ahead)
         if item is None:
             return batch, False
         if isinstance(item, BaseException):
             raise item
         batch.append(item.result())
     return batch, True
+
+
+def _take(ahead: _Ahead) -> "Future[Prepared] | BaseException | None":
+    """The next one, waking up now and then: on Windows Ctrl-C does not interrupt an endless wait."""
+    while True:
+        with contextlib.suppress(queue.Empty):
+            return ahead.get(timeout=0.5)
 
 
 def _infer(batch: list[Prepared], detector: OnnxDetector) -> Iterator[tuple[Prepared, Scored | None]]:
@@ -131,29 +139,42 @@ def _held(prepared: Prepared) -> int:
 
 
 class _Budget:
-    """Holds the reader back while too many decoded pixels wait; one image is always let through."""
+    """Holds the reader back while the images on their way hold too many pixels; one is always let through.
+
+    How large an image is shows only when it is decoded, so each reserves what the largest so far took.
+    """
 
     def __init__(self, limit: int) -> None:
-        self._limit, self._used, self._images = limit, 0, 0
+        self._limit, self._used, self._images, self._largest = limit, 0, 0, limit // 8
         self._changed = threading.Condition()
         self._closed = False
 
-    def wait(self) -> None:
+    def reserve(self) -> int:
+        """Wait for room; returns the bytes reserved."""
         with self._changed:
-            self._changed.wait_for(lambda: self._closed or self._used < self._limit or not self._images)
+            self._changed.wait_for(
+                lambda: self._closed or not self._images or self._used + self._largest <= self._limit
+            )
             self._images += 1
+            self._used += self._largest
+            return self._largest
 
-    def add(self, size: int) -> None:
+    def correct(self, reserved: int, held: int) -> None:
+        """Replace what was reserved for an image by what it holds."""
         with self._changed:
-            self._used += size
+            self._used += held - reserved
+            self._largest = max(self._largest, held)
+            self._changed.notify()
 
-    def release(self, size: int) -> None:
+    def release(self, held: int) -> None:
+        """The image has its row."""
         with self._changed:
-            self._used -= size
+            self._used -= held
             self._images -= 1
             self._changed.notify()
 
     def close(self) -> None:
+        """Let everybody through: the scan is over."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -168,41 +189,43 @@ class _Reader:
         self._budget = budget
         self._stopped = threading.Event()
 
-    def feed(
-        self,
-        files: Iterator[ImageFile],
-        pool: ThreadPoolExecutor,
-        ahead: _Ahead,
-    ) -> None:
+    def feed(self, files: Iterator[ImageFile], pool: ThreadPoolExecutor, ahead: _Ahead) -> None:
         """Runs in a thread of its own, since reading paths from a pipe may block for hours."""
         last: BaseException | None = None
         try:
             for file in files:
-                self._budget.wait()
+                reserved = self._budget.reserve()
                 if self._stopped.is_set():
                     return
-                ahead.put(pool.submit(self.prepare, file))
+                ahead.put(pool.submit(self.prepare, file, reserved))
         except BaseException as error:
             last = error
         if not self._stopped.is_set():
             ahead.put(last)
 
-    def stop(self) -> None:
+    def stop(self, ahead: _Ahead) -> None:
+        """End `feed`, wherever it waits."""
         self._stopped.set()
         self._budget.close()
+        with contextlib.suppress(queue.Empty):
+            while True:
+                ahead.get_nowait()
 
-    def prepare(self, file: ImageFile) -> Prepared:
+    def prepare(self, file: ImageFile, reserved: int) -> Prepared:
         """Decode one image and bring it to the input size. Whatever is wrong with it becomes its error."""
+        prepared = self._decode(file)
+        self._budget.correct(reserved, _held(prepared))
+        return prepared
+
+    def _decode(self, file: ImageFile) -> Prepared:
         started = time.perf_counter()
         try:
-            decoded = read_image(file.path)
-            source = to_8_bit(decoded, self._manifest.full_scale)
+            source = to_8_bit(read_image(file.path), self._manifest.full_scale)
         except UnreadableImageError as error:
             return Prepared(file, time.perf_counter() - started, error=str(error))
         except MemoryError:
             return Prepared(file, time.perf_counter() - started, error="too large for the memory of this machine")
         pixels = resize(source, self._manifest.input_size_hw)
         kept = source if self._keep_source else None
-        prepared = Prepared(file, time.perf_counter() - started, pixels=pixels, source=kept, source_hw=decoded.size_hw)
-        self._budget.add(_held(prepared))
-        return prepared
+        seconds, size_hw = time.perf_counter() - started, (source.shape[0], source.shape[1])
+        return Prepared(file, seconds, pixels=pixels, source=kept, source_hw=size_hw)

@@ -64,6 +64,7 @@ class Done:
     """What an interrupted scan left: the images that have a whole row, and the rows' common facts."""
 
     images: frozenset[str] = frozenset()
+    verdicts: tuple[str, ...] = ()
     models: frozenset[str] = frozenset()
     thresholds: frozenset[str] = frozenset()
     whole_bytes: int = 0
@@ -78,15 +79,16 @@ def read_done(path: Path, kind: str) -> Done:
         data = path.read_bytes() if path.exists() else b""
     except OSError as error:
         raise output_error(path, error) from error
-    images, models, thresholds, end = set(), set(), set(), 0
+    images, models, thresholds, verdicts, end = set(), set(), set(), [], 0
     for record, after in _whole_records(data, kind, path):
         end = after
         if record:
             images.add(record["image"])
+            verdicts.append(record["verdict"])
             models.add(record["model"])
             if record["threshold"]:
                 thresholds.add(record["threshold"])
-    return Done(frozenset(images), frozenset(models), frozenset(thresholds), end)
+    return Done(frozenset(images), tuple(verdicts), frozenset(models), frozenset(thresholds), end)
 
 
 def _whole_records(data: bytes, kind: str, path: Path) -> Iterator[tuple[dict[str, str], int]]:
@@ -96,7 +98,7 @@ def _whole_records(data: bytes, kind: str, path: Path) -> Iterator[tuple[dict[st
         if not data.startswith(header):
             if header.startswith(data):
                 return  # killed while the header was written
-            raise OutputError(f"{path}: not a results file of this version; choose another folder with -o")
+            raise OutputError(_foreign(path))
         yield {}, len(header)
     start = end = len(header) if kind == "csv" else 0
     while (end := data.find(b"\n", end)) >= 0:
@@ -117,7 +119,14 @@ def _parse(record: bytes, kind: str, path: Path) -> dict[str, str]:
         (values,) = csv.reader(io.StringIO(text, newline=""))
         return dict(zip(COLUMNS, values, strict=True))
     except (ValueError, KeyError, TypeError, RecursionError, csv.Error) as error:
-        raise OutputError(f"{path}: not a results file of this version; choose another folder with -o") from error
+        raise OutputError(_foreign(path)) from error
+
+
+def _foreign(path: Path) -> str:
+    return (
+        f"{path}: not as this version of inspectad writes it (saved by a spreadsheet, perhaps); "
+        "move it away, or choose another folder with -o"
+    )
 
 
 class RowWriter:

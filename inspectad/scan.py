@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
-from inspectad.atomic import output_error
+from inspectad.atomic import output_error, write_atomically
 from inspectad.detector import OnnxDetector
 from inspectad.errors import InspectadError, OutputError, UsageError
-from inspectad.image_files import ImageFile, expand_arguments, read_path_list
+from inspectad.image_files import RESULTS_MARKER, ImageFile, expand_arguments, read_path_list
 from inspectad.judge import Judge, heatmap_path, map_path
 from inspectad.pipeline import Prepared, inspect_files
 from inspectad.records import Inspection
@@ -32,13 +32,11 @@ class ScanConfig:
     """
 
     images: tuple[str, ...]
-    model: Path = Path("model")
     output: Path = Path("results")
     format: str = "csv"
     heatmaps: bool = False
     maps: bool = False
     threshold: float | None = None
-    device: str = "auto"
     batch_size: int = 4
     workers: int = 0
     resume: bool = False
@@ -47,16 +45,27 @@ class ScanConfig:
 
 @dataclass(slots=True)
 class ScanSummary:
-    """What a scan found so far."""
+    """What a scan found.
+
+    Attributes:
+        verdicts: of the images inspected now.
+        earlier: of the rows that were there already (``--resume``).
+        odd_aspect: images of another aspect ratio than the training images, at most 1,000.
+    """
 
     verdicts: Counter[str] = field(default_factory=Counter)
-    skipped: int = 0
+    earlier: Counter[str] = field(default_factory=Counter)
     odd_aspect: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
     @property
     def images(self) -> int:
         return self.verdicts.total()
+
+    @property
+    def all_verdicts(self) -> Counter[str]:
+        """Of all rows in the results, which is what the exit code speaks of."""
+        return self.verdicts + self.earlier
 
 
 def scan(
@@ -81,9 +90,10 @@ def scan(
     kind = config.format
     judge = Judge(detector, config.output, config.threshold, maps=config.maps)
     done = _already_done(config, detector, judge.threshold)
-    summary = ScanSummary()
-    files = _images_to_scan(config, on_total, done, summary)
+    summary = ScanSummary(earlier=Counter(done.verdicts))
+    files = _images_to_scan(config, on_total, done)
     if not config.resume:
+        write_atomically(config.output / RESULTS_MARKER, b"")
         _clear(config)  # not before the images were found: a misspelt name must not cost the last results
     with RowWriter(_rows_path(config, kind), kind, done.whole_bytes) as writer:
         if stream is not None and kind == "csv":
@@ -105,7 +115,7 @@ def scan(
             _note_aspect(summary, detector, prepared)
             on_row(row)
     summary.seconds = time.perf_counter() - started
-    if not summary.images and not summary.skipped:
+    if not summary.all_verdicts:
         raise InspectadError("no image was named on standard input" if "-" in config.images else _no_images(config))
     return summary
 
@@ -114,9 +124,7 @@ def _no_images(config: ScanConfig) -> str:
     return f"{', '.join(config.images)}: no images in there (looked for .png, .jpg, .bmp, .tif, .webp and the like)"
 
 
-def _images_to_scan(
-    config: ScanConfig, on_total: Callable[[int], None], done: Done, summary: ScanSummary
-) -> Iterator[ImageFile]:
+def _images_to_scan(config: ScanConfig, on_total: Callable[[int], None], done: Done) -> Iterator[ImageFile]:
     if config.images == ("-",):
         if sys.stdin is None:
             raise InspectadError("standard input is closed; name folders or files instead")
@@ -130,15 +138,7 @@ def _images_to_scan(
         if not listed:
             raise InspectadError(_no_images(config))
         on_total(sum(f.name not in done.images for f in listed))
-    return _not_done(listed, done, summary)
-
-
-def _not_done(files: Iterable[ImageFile], done: Done, summary: ScanSummary) -> Iterator[ImageFile]:
-    for file in files:
-        if file.name in done.images:
-            summary.skipped += 1
-        else:
-            yield file
+    return (file for file in listed if file.name not in done.images)
 
 
 def _already_done(config: ScanConfig, detector: OnnxDetector, threshold: float) -> Done:

@@ -54,7 +54,7 @@ def by_name(rows: list[dict[str, str]]) -> dict[str, dict[str, str]]:
 
 
 def leftovers(folder: Path) -> list[str]:
-    return [f"{here}/{f}" for here, _, files in os.walk(folder) for f in files if ".inspectad" in f or ".tmp" in f]
+    return [f"{here}/{f}" for here, _, files in os.walk(folder) for f in files if f.endswith(".tmp")]
 
 
 def assert_clear(done: "subprocess.CompletedProcess[str]", exit_code: int, *words: str) -> None:
@@ -303,7 +303,7 @@ def test_a_scan_that_cannot_start_leaves_earlier_results_alone(
 ) -> None:
     assert_clear(run_cli("scan", trained.defects, "--heatmaps", "-m", trained.model, cwd=tmp_path), 0)
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
-    assert len(before) == 3
+    assert len(before) == 4  # rows, two heatmaps, the marker
     assert_clear(run_cli("scan", "nowhere", "-m", trained.model, cwd=tmp_path), 2)
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
 
@@ -460,7 +460,7 @@ def test_a_full_disk_leaves_whole_rows(trained: Trained, run_cli: RunCli, tmp_pa
     assert [len(r) for r in csv.reader(io.StringIO(data.decode()))] == [len(COLUMNS)] * (len(rows) + 1)
     assert leftovers(tmp_path) == []
     again = run_cli("scan", trained.good, "-m", trained.model, "-o", "out", "--resume", cwd=tmp_path)
-    assert_clear(again, 0, f"{len(rows)} images had a row already", f"{6 - len(rows)} images in")
+    assert_clear(again, 0, f"{len(rows)} rows were there already", f"{6 - len(rows)} images in")
     assert [r["image"] for r in read_csv(tmp_path / "out" / "results.csv")] == [f"good_{i}.png" for i in range(6)]
 
 
@@ -590,7 +590,7 @@ def test_a_stopped_stream_keeps_whole_rows_and_can_go_on(
     assert [r["image"] for r in read_csv(path)] == [name.strip() for name in names[:7]]
     options = ("-o", tmp_path / "out", "--resume", "-m", trained.model, "--device", "cpu")
     done = run_cli("scan", "-", *options, cwd=many, stdin="".join(names))
-    assert_clear(done, 0, "7 images had a row already", "53 images in")  # the broken one is among the 7
+    assert_clear(done, 4, "7 rows were there already", "53 images in")  # the broken one is among the 7
     assert path.read_bytes().startswith(before)
     assert_same_rows(path, uninterrupted)
 
@@ -630,7 +630,7 @@ def test_a_scan_stopped_at_work_keeps_whole_rows_and_can_go_on(
     done = run_cli(
         "scan", many, "-o", tmp_path / "out", "--resume", "--heatmaps", "-m", trained.model, "--device", "cpu"
     )
-    assert f"{left} images had a row already" in done.stderr
+    assert f"{left} rows were there already" in done.stderr
     assert f"{60 - left} images in" in done.stderr
     assert_same_rows(path, uninterrupted)
     made = sorted(p.name for p in (tmp_path / "out" / "heatmaps").iterdir())
@@ -645,7 +645,8 @@ def test_a_torn_last_row_is_written_again(
     lines = data.splitlines(keepends=True)
     (tmp_path / "results.csv").write_bytes(b"".join(lines[:21]) + lines[21][:17])
     done = run_cli("scan", many, "-o", tmp_path, "--resume", "-m", trained.model, "--device", "cpu")
-    assert_clear(done, 0, "20 images had a row already", "40 images in")
+    # 4: one of the earlier rows is UNREADABLE, and the exit code speaks of the whole results
+    assert_clear(done, 4, "20 rows were there already: 4 NG, 1 UNREADABLE", "40 images in")
     assert_same_rows(tmp_path / "results.csv", uninterrupted)
 
 
@@ -889,3 +890,47 @@ def test_folders_that_allow_no_model(
     assert_clear(run_cli("train", *folders, cwd=tmp_path), exit_code, words)
     assert not (tmp_path / "model").exists()
     assert leftovers(tmp_path) == []
+
+
+def test_the_exit_code_of_a_resumed_scan_speaks_of_all_rows(trained: Trained, run_cli: RunCli, tmp_path: Path) -> None:
+    scan = ("scan", trained.defects, "-m", trained.model, "-o", tmp_path / "out", "--fail-on-defect")
+    first = run_cli(*scan, "--threshold", "0.001")
+    assert first.returncode == 3, first.stderr
+    assert run_cli(*scan, "--threshold", "0.001", "--resume").returncode == 3
+
+
+def test_the_results_of_an_earlier_scan_are_no_input(trained: Trained, run_cli: RunCli, tmp_path: Path) -> None:
+    shutil.copytree(trained.good, tmp_path / "line")
+    scan = ("scan", tmp_path / "line", "-m", trained.model, "--heatmaps", "-o")
+    count = len(list(trained.good.iterdir()))
+    assert_clear(run_cli(*scan, tmp_path / "line" / "first"), 0, f"{count} images in")
+    assert_clear(run_cli(*scan, tmp_path / "second"), 0, f"{count} images in")
+    made = run_cli("train", tmp_path / "line", "-o", tmp_path / "m", "--size", "64")
+    assert_clear(made, 0, f"{count} good images")
+
+
+def test_evaluation_on_training_images_is_said_to_flatter(trained: Trained, run_cli: RunCli, tmp_path: Path) -> None:
+    done = run_cli("evaluate", trained.good, trained.defects, "-m", trained.model, "--json")
+    total = len(list(trained.good.iterdir())) + len(list(trained.defects.iterdir()))
+    assert_clear(done, 0, f"{total} of these images trained the model")
+    assert json.loads(done.stdout)["trained_on"] == total
+
+
+def test_a_photograph_is_no_mask(trained: Trained, run_cli: RunCli, tmp_path: Path) -> None:
+    done = run_cli("evaluate", trained.good, trained.defects, "-m", trained.model, "--masks", trained.defects)
+    assert_clear(done, 2, "more than two values", str(trained.defects))
+
+
+def test_one_folder_cannot_be_good_and_defective(trained: Trained, run_cli: RunCli, tmp_path: Path) -> None:
+    done = run_cli("train", trained.good, trained.good, "-o", tmp_path / "m")
+    assert_clear(done, 2, "given both as good and as defects")
+
+
+def test_defects_kept_below_the_good_folder_are_not_taken_for_good(
+    trained: Trained, run_cli: RunCli, tmp_path: Path
+) -> None:
+    shutil.copytree(trained.good, tmp_path / "all")
+    shutil.copytree(trained.defects, tmp_path / "all" / "defects")
+    done = run_cli("train", tmp_path / "all", tmp_path / "all" / "defects", "-o", tmp_path / "m", "--size", "64")
+    assert_clear(done, 0, f"{len(list(trained.good.iterdir()))} good images")
+    assert "also among the defects" not in done.stderr

@@ -87,7 +87,7 @@ def test_the_image_that_sets_the_threshold_is_not_above_it_by_rounding(low: floa
         scores = np.random.default_rng(seed).uniform(low, 1.08 * low, count).astype(np.float32)
         calibration, _ = calibrate(held(scores, learnt_from=9), NO_DEFECTS, 0.01)
         assert calibration.threshold >= float(np.sort(scores)[rank - 1]) * calibration.correction
-        assert calibration.false_rejects == count - rank
+        assert (scores.astype(np.float64) * calibration.correction > calibration.threshold).sum() == count - rank
 
 
 @QUICK
@@ -175,8 +175,11 @@ def test_one_arbitrary_defect_more_leaves_the_threshold_among_what_the_others_sa
 ) -> None:
     calibration, suspects = calibrate(held(scores), np.array([*others, arbitrary], np.float32), 0.01)
     alone, highest = threshold_of(scores, 0.01), float(np.delete(scores, suspects.good).max())
-    low, high = (min(alone, max(highest, math.sqrt(highest * d))) for d in (min(others), max(others)))
-    assert low * (1 - 1e-9) <= calibration.threshold <= high * (1 + 1e-9)
+    assert min(alone, highest) * (1 - 1e-9) <= calibration.threshold <= alone
+    found = [d for d in others if d > highest]
+    if len(found) >= 5:
+        low, high = (min(alone, math.sqrt(highest * d)) for d in (min(found), max(found)))
+        assert low * (1 - 1e-9) <= calibration.threshold <= high * (1 + 1e-9)
 
 
 def test_a_huge_or_a_mislabelled_defect_among_six_moves_the_threshold_little() -> None:
@@ -187,6 +190,22 @@ def test_a_huge_or_a_mislabelled_defect_among_six_moves_the_threshold_little() -
     for odd in (1e6, 0.405):
         moved = threshold_of(scores, 0.01, np.append(usual, np.float32(odd)))
         assert moved == pytest.approx(threshold, rel=0.03)
+
+
+@pytest.mark.parametrize("count", range(5))
+def test_a_mislabelled_defect_has_no_say_however_few_there_are(count: int) -> None:
+    scores = np.array([0.40, 0.41, 0.42, 0.43], np.float32)
+    real = np.linspace(0.5, 0.55, count).astype(np.float32)
+    mislabelled = np.append(real, np.float32(0.405))
+    assert threshold_of(scores, 0.01, mislabelled) == threshold_of(scores, 0.01, real)
+
+
+def test_with_one_good_image_the_defects_are_believed() -> None:
+    guess = held([1.0], exchangeable=False)
+    defects = np.array([0.5, 0.6, 0.7], np.float32)
+    calibration, _ = calibrate(guess, defects, 0.01)
+    assert 0.4 < calibration.threshold < 0.54
+    assert calibration.threshold < calibrate(guess, NO_DEFECTS, 0.01)[0].threshold
 
 
 def test_defects_far_away_leave_the_threshold_alone() -> None:
@@ -212,18 +231,19 @@ def test_a_defect_among_the_good_never_pushes_the_threshold_below_a_good_image(s
     for _ in range(60):
         scores = rng.uniform(0.2, 0.215, 4).astype(np.float32)
         calibration, _ = calibrate(held(scores, learnt_from=9), np.array([0.19], np.float32), 0.01)
-        assert calibration.threshold == pytest.approx(float(scores.max()) * calibration.correction, rel=1e-6)
-        assert calibration.false_rejects == 0  # not even by rounding
+        assert calibration.threshold >= float(scores.max()) * calibration.correction  # not even by rounding
 
 
 @QUICK
 @given(GOOD_SCORES, DEFECT_SCORES | st.just(NO_DEFECTS), RATES)
-def test_false_rejects_and_escapes_are_counted_at_the_threshold(
+def test_false_rejects_and_escapes_are_counted_at_thresholds_that_did_not_know_the_image(
     scores: np.ndarray, defects: np.ndarray, rate: float
 ) -> None:
     c, _ = calibrate(held(scores), defects, rate)
-    assert c.false_rejects == sum(float(s) > c.threshold for s in scores)
-    assert c.escapes == sum(not float(s) > c.threshold for s in defects)
+    others = [threshold_of(np.delete(scores, i), rate, defects) for i in range(len(scores)) if len(scores) > 1]
+    assert c.false_rejects == sum(float(s) > t for s, t in zip(scores, others, strict=False))
+    without = [threshold_of(scores, rate, np.delete(defects, i)) for i in range(len(defects))]
+    assert c.escapes == sum(float(d) <= t for d, t in zip(defects, without, strict=True))
     np.testing.assert_allclose(c.good_scores, scores, rtol=1e-6)
     np.testing.assert_allclose(c.defect_scores, defects, rtol=1e-6, atol=1e-30)
 

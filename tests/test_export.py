@@ -14,6 +14,7 @@ from inspectad.demo_part import render_part
 from inspectad.detector import OnnxDetector
 from inspectad.errors import ModelFileError, ParityError, UsageError
 from inspectad.export import PRECISIONS, ExportConfig, describe_parity, export
+from inspectad.held_out import turned_copies
 from inspectad.images import decode_image, resize
 from inspectad.records import Prediction
 from inspectad.training import unpack_weights
@@ -33,8 +34,9 @@ def exported(trained, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pat
 
 @pytest.fixture(scope="module")
 def samples(trained) -> np.ndarray:
-    """The training images at input size, as kept with the weights."""
-    return np.stack(unpack_weights((trained.model / "weights.safetensors").read_bytes())[1])
+    """What export compares on: the training images at input size, as kept with the weights, and turned copies."""
+    kept = unpack_weights((trained.model / "weights.safetensors").read_bytes())[1]
+    return np.stack([*kept, *(copy for image in kept for copy in turned_copies(image, 5.0))])
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +67,10 @@ def test_the_recorded_parity_is_the_difference_to_the_trained_network(
     assert parity.map_difference <= parity.limit
     changed = (ours.image_scores > threshold) != (theirs.image_scores > threshold)
     assert parity.verdict_changes == int(changed.sum())
+    calibration = other.manifest.calibration
+    unseen = np.array((*calibration.good_scores, *calibration.defect_scores))
+    apart = parity.score_difference * max(ours.image_scores.max(), threshold)
+    assert parity.could_flip == int((np.abs(unseen - threshold) <= apart).sum())
 
 
 def test_each_precision_has_its_own_limit_and_its_own_loss(exported) -> None:

@@ -113,7 +113,9 @@ MANIFEST = Manifest(
         false_rejects=0,
         escapes=0,
     ),
-    parity=Parity(images=1, score_difference=0.0, map_difference=0.0, limit=1e-4, verdict_changes=0, against="it"),
+    parity=Parity(
+        images=1, score_difference=0.0, map_difference=0.0, limit=1e-4, verdict_changes=0, could_flip=0, against="it"
+    ),
     good_images=(TrainedOn(name="a.png", sha256="2" * 64),),
     defect_images=(TrainedOn(name="sub/b.png", sha256="3" * 64),),
     versions={"python": "3"},

@@ -180,7 +180,7 @@ def test_a_file_that_is_not_there_has_no_rows(kind: str, tmp_path: Path) -> None
 def test_a_foreign_file_is_refused(kind: str, data: bytes, tmp_path: Path) -> None:
     path = tmp_path / f"results.{kind}"
     path.write_bytes(data)
-    with pytest.raises(OutputError, match=r"not a results file of this version; choose another folder with -o"):
+    with pytest.raises(OutputError, match=r"not as this version of inspectad writes it"):
         read_done(path, kind)
     assert path.read_bytes() == data
 
