@@ -52,6 +52,21 @@ for precision in ("fp32", "fp16", "int8"):
     run("scan", "./line_images", "-m", f"{precision}.onnx", "-o", precision)
     if verdicts(demo / precision / "results.csv") != truth:
         sys.exit(f"{precision}: verdicts differ")
+listed = "".join(f"./line_images/{name}\n" for name, _ in truth)
+piped = subprocess.run(
+    [str(binaries / "inspectad"), "scan", "-", "--format", "jsonl"],
+    cwd=demo, input=listed, capture_output=True, text=True, check=True,
+)  # fmt: skip
+if [json.loads(line)["verdict"] for line in piped.stdout.splitlines()] != [verdict for _, verdict in truth]:
+    sys.exit("paths on standard input: verdicts differ")
+
+readme = Path(__file__).parents[1].joinpath("README.md").read_text()
+snippet = readme.split("```python\n")[1].split("```")[0]
+before = "import cv2\nframe = cv2.cvtColor(cv2.imread('line_images/part_002.png'), cv2.COLOR_BGR2RGB)\n"
+after = "\nassert [str(v) for v in detector.verdicts(prediction)] == ['NG']\n"
+subprocess.run([str(binaries / "python"), "-c", before + snippet + after], cwd=demo, check=True)
+print("the README's Python snippet: as expected")
+
 figures = json.loads(run("evaluate", "./good", "./defects", "--json"))
 if figures["false_rejects"]["of"] != 16 or not 0.5 < figures["image_auroc"] <= 1:
     sys.exit(f"evaluate: {figures}")
