@@ -115,8 +115,9 @@ def calibrate(held_out: HeldOut, defect_scores: FloatArray, rate: float) -> tupl
         false_rejects=_nested_false_rejects(scores, peaks, defects, rate) if held_out.exchangeable else 0,
         escapes=_nested_escapes(scores, peaks, defects, rate, held_out.exchangeable),
     )
-    suspects = np.flatnonzero(~cut.usual), np.flatnonzero(defects <= like_good)
-    return calibration, Suspects(tuple(suspects[0].tolist()), tuple(suspects[1].tolist()))
+    # A guessed good score accuses nobody.
+    dubious = np.flatnonzero(defects <= like_good).tolist() if held_out.exchangeable else []
+    return calibration, Suspects(tuple(np.flatnonzero(~cut.usual).tolist()), tuple(dubious))
 
 
 def _cut(scores: Floats, peaks: Floats, defects: Floats, rate: float, exchangeable: bool) -> _Cut:

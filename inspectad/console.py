@@ -189,7 +189,8 @@ def report_training(report: TrainReport) -> None:
         if missed:
             more = f" and {len(missed) - 8} more" if len(missed) > 8 else ""
             rows["not found"] = f"{', '.join(missed[:8])}{more}; more good images or a larger --size may help"
-        rows["image AUROC"] = f"{report.image_auroc:.3f}, held-out good against defects"
+        if c.supported_rate < 1:
+            rows["image AUROC"] = f"{report.image_auroc:.3f}, held-out good against defects"
     rows["wrote"] = f"{report.path} ({report.model_bytes / 1e6:.1f} MB, {report.seconds:.1f} s)"
     err.print(_two_columns(rows))
 

@@ -203,8 +203,9 @@ def test_a_mislabelled_defect_has_no_say_however_few_there_are(count: int) -> No
 def test_with_one_good_image_the_defects_are_believed() -> None:
     guess = held([1.0], exchangeable=False)
     defects = np.array([0.5, 0.6, 0.7], np.float32)
-    calibration, _ = calibrate(guess, defects, 0.01)
+    calibration, suspects = calibrate(guess, defects, 0.01)
     assert 0.4 < calibration.threshold < 0.54
+    assert suspects.defects == ()  # nor does a guess accuse them
     assert calibration.threshold < calibrate(guess, NO_DEFECTS, 0.01)[0].threshold
 
 
