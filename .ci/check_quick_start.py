@@ -15,10 +15,9 @@ work, binaries = Path(sys.argv[1]), Path(sys.argv[2])
 demo = work / "demo"
 
 
-def run(*arguments: str, expect: int = 0) -> str:
-    done = subprocess.run(
-        [str(binaries / "inspectad"), *arguments], cwd=demo, capture_output=True, text=True, check=False
-    )
+def run(*arguments: str, expect: int = 0, stdin: str = "") -> str:
+    command = [str(binaries / "inspectad"), *arguments]
+    done = subprocess.run(command, cwd=demo, input=stdin, capture_output=True, text=True, check=False)
     print("$ inspectad", *arguments, "->", done.returncode)
     if done.returncode != expect:
         sys.exit(f"expected exit code {expect}, got {done.returncode}\n{done.stdout}\n{done.stderr}")
@@ -53,11 +52,8 @@ for precision in ("fp32", "fp16", "int8"):
     if verdicts(demo / precision / "results.csv") != truth:
         sys.exit(f"{precision}: verdicts differ")
 listed = "".join(f"./line_images/{name}\n" for name, _ in truth)
-piped = subprocess.run(
-    [str(binaries / "inspectad"), "scan", "-", "--format", "jsonl"],
-    cwd=demo, input=listed, capture_output=True, text=True, check=True,
-)  # fmt: skip
-if [json.loads(line)["verdict"] for line in piped.stdout.splitlines()] != [verdict for _, verdict in truth]:
+piped = run("scan", "-", "--format", "jsonl", stdin=listed)
+if [json.loads(line)["verdict"] for line in piped.splitlines()] != [verdict for _, verdict in truth]:
     sys.exit("paths on standard input: verdicts differ")
 
 readme = Path(__file__).parents[1].joinpath("README.md").read_text()

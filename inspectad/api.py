@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,10 +26,12 @@ def train(
     false_reject_rate: float = 0.01,
     device: str = "auto",
     seed: int = 0,
+    say: Callable[[str, int, int], None] = lambda *_: None,
 ) -> TrainReport:
     """Train on a folder of good images, and optionally one of defects, and write a model folder.
 
-    The arguments are those of ``inspectad train``; see `inspectad.training.TrainConfig`.
+    The arguments are those of ``inspectad train``; see `inspectad.training.TrainConfig`. ``say`` is told what is being
+    done: (text, parts done, parts in all).
 
     Raises:
         InspectadError: with a message that says which file is wrong and what to do.
@@ -49,7 +52,8 @@ def train(
             false_reject_rate=false_reject_rate,
             device=device,
             seed=seed,
-        )
+        ),
+        say,
     )
 
 

@@ -78,11 +78,10 @@ class Suspects:
 
 @dataclass(frozen=True, slots=True)
 class _Cut:
-    """A threshold and what it rests on."""
+    """A threshold, the one that the rate alone would give, which scores it rests on, and how it was found."""
 
     threshold: float
     by_rate: float
-    peak_bound: float
     usual: npt.NDArray[np.bool_]
     rule: str
 
@@ -98,12 +97,13 @@ def calibrate(held_out: HeldOut, defect_scores: FloatArray, rate: float) -> tupl
     scores = np.maximum(held_out.scores.astype(np.float64) * held_out.correction, _TINY)
     peaks = np.maximum(held_out.peaks.astype(np.float64) * held_out.correction, _TINY)
     defects = defect_scores.astype(np.float64)
-    cut = _cut(scores, peaks, defects, rate, held_out.exchangeable)
+    cut = _cut(scores, defects, rate, held_out.exchangeable)
+    peak_bound, _ = _bound(peaks, cut.usual, rate, held_out.exchangeable)
     usual = int(cut.usual.sum())
     like_good = float(np.quantile(scores[cut.usual], 0.75))
     calibration = Calibration(
         threshold=cut.threshold,
-        map_threshold=max(cut.threshold, cut.peak_bound * cut.threshold / cut.by_rate),
+        map_threshold=max(cut.threshold, peak_bound * cut.threshold / cut.by_rate),
         false_reject_rate=rate,
         supported_rate=(len(scores) + 1 - usual) / (len(scores) + 1) if held_out.exchangeable else 1.0,
         expected_rate=rate if cut.threshold == cut.by_rate else exceedance(scores[cut.usual], cut.threshold),
@@ -112,26 +112,29 @@ def calibrate(held_out: HeldOut, defect_scores: FloatArray, rate: float) -> tupl
         good_scores=tuple(float(f"{s:.7g}") for s in scores),
         defect_scores=tuple(float(f"{s:.7g}") for s in defects),
         correction=held_out.correction,
-        false_rejects=_nested_false_rejects(scores, peaks, defects, rate) if held_out.exchangeable else 0,
-        escapes=_nested_escapes(scores, peaks, defects, rate, held_out.exchangeable),
+        false_rejects=_nested_false_rejects(scores, defects, rate) if held_out.exchangeable else 0,
+        escapes=_nested_escapes(scores, defects, rate, held_out.exchangeable),
     )
     # A guessed good score accuses nobody.
     dubious = np.flatnonzero(defects <= like_good).tolist() if held_out.exchangeable else []
     return calibration, Suspects(tuple(np.flatnonzero(~cut.usual).tolist()), tuple(dubious))
 
 
-def _cut(scores: Floats, peaks: Floats, defects: Floats, rate: float, exchangeable: bool) -> _Cut:
-    """The two rules of the module's text."""
-    usual = ~outlying(np.log(scores))
+def _bound(values: Floats, usual: npt.NDArray[np.bool_], rate: float, exchangeable: bool) -> tuple[float, str]:
+    """What a further good image exceeds with probability ``rate``, and how that was found."""
     # Images that look like defects count for the rank (they are held-out good images until somebody says otherwise),
     # but none of them may set the threshold; they are the highest, so the others are the first in order.
-    rank = math.ceil((len(scores) + 1) * (1 - rate) - 1e-9)
+    rank = math.ceil((len(values) + 1) * (1 - rate) - 1e-9)
     if exchangeable and rank <= usual.sum():
-        by_rate, peak_bound = float(np.sort(scores)[rank - 1]), float(np.sort(peaks)[rank - 1])
-        rule = f"quantile of {len(scores)} held-out good scores"
-    else:
-        by_rate, peak_bound = (extrapolated_bound(x[usual], rate) for x in (scores, peaks))
-        rule = f"extrapolated from {usual.sum() if exchangeable else 'no'} held-out good scores (Student-t bound)"
+        return float(np.sort(values)[rank - 1]), f"quantile of {len(values)} held-out good scores"
+    count = usual.sum() if exchangeable else "no"
+    return extrapolated_bound(values[usual], rate), f"extrapolated from {count} held-out good scores (Student-t bound)"
+
+
+def _cut(scores: Floats, defects: Floats, rate: float, exchangeable: bool) -> _Cut:
+    """The two rules of the module's text."""
+    usual = ~outlying(np.log(scores))
+    by_rate, rule = _bound(scores, usual, rate, exchangeable)
     threshold = by_rate
     # Without held-out good scores nothing speaks for the guess, so the defects are believed.
     highest = float(scores[usual].max()) if exchangeable else 0.0
@@ -141,23 +144,20 @@ def _cut(scores: Floats, peaks: Floats, defects: Floats, rate: float, exchangeab
         threshold = min(by_rate, math.sqrt(highest * low) if exchangeable else 0.95 * low)
         if threshold < by_rate:
             rule += f", lowered towards {len(found)} defects"
-    return _Cut(threshold, by_rate, peak_bound, usual, rule)
+    return _Cut(threshold, by_rate, usual, rule)
 
 
-def _nested_false_rejects(scores: Floats, peaks: Floats, defects: Floats, rate: float) -> int:
+def _nested_false_rejects(scores: Floats, defects: Floats, rate: float) -> int:
     """Good images above the threshold that the others alone would have set: a threshold knows its own images."""
     if len(scores) < 2:
         return 0
-    count = 0
-    for i in range(len(scores)):
-        others = np.arange(len(scores)) != i
-        count += bool(scores[i] > _cut(scores[others], peaks[others], defects, rate, True).threshold)
-    return count
+    thresholds = [_cut(np.delete(scores, i), defects, rate, True).threshold for i in range(len(scores))]
+    return int((scores > np.array(thresholds)).sum())
 
 
-def _nested_escapes(scores: Floats, peaks: Floats, defects: Floats, rate: float, exchangeable: bool) -> int:
+def _nested_escapes(scores: Floats, defects: Floats, rate: float, exchangeable: bool) -> int:
     """Defects at or below the threshold that was set without them."""
-    thresholds = [_cut(scores, peaks, np.delete(defects, i), rate, exchangeable).threshold for i in range(len(defects))]
+    thresholds = [_cut(scores, np.delete(defects, i), rate, exchangeable).threshold for i in range(len(defects))]
     return int((defects <= np.array(thresholds)).sum()) if len(defects) else 0
 
 

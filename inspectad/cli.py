@@ -147,26 +147,22 @@ def train(
 
     inspectad train ./good ./defects
     """
-    from inspectad.api import prepare_training
+    from inspectad.api import train as run
 
-    prepare_training()
-    from inspectad.training import TrainConfig
-    from inspectad.training import train as run
-
-    config = TrainConfig(
-        good=good,
-        defects=defects,
-        output=output,
-        method=method.value,
-        size_px=size,
-        backbone=backbone,
-        backbone_weights=backbone_weights,
-        false_reject_rate=false_reject_rate,
-        device=device.value,
-        seed=seed,
-    )
     with console.step_progress() as progress:
-        report = run(config, progress.step)
+        report = run(
+            good,
+            defects,
+            output,
+            method=method.value,
+            size_px=size,
+            backbone=backbone,
+            backbone_weights=backbone_weights,
+            false_reject_rate=false_reject_rate,
+            device=device.value,
+            seed=seed,
+            say=progress.step,
+        )
     console.report_training(report)
 
 

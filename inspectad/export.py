@@ -57,8 +57,8 @@ def export(config: ExportConfig) -> tuple[Manifest, int]:
     """Export a trained model; returns its manifest (with the measured parity) and the file's size in bytes.
 
     Raises:
-        UsageError: no such precision, or ``-m`` is a single file.
-        ModelFileError: the model folder is incomplete or damaged.
+        UsageError: no such precision.
+        ModelFileError: the model folder is incomplete or damaged, or ``-m`` is a file without its folder.
         ParityError: the graph differs from the network by more than its precision explains.
     """
     if config.precision not in PRECISIONS:
@@ -84,7 +84,7 @@ def export(config: ExportConfig) -> tuple[Manifest, int]:
         calibration.threshold,
         _LIMITS[config.precision],
         "the trained network",
-        (*calibration.good_scores, *calibration.defect_scores),
+        calibration.unseen_scores,
     )
     require_parity(parity)
     exported = dataclasses.replace(manifest, precision=config.precision, parity=parity)

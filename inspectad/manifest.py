@@ -50,6 +50,11 @@ class Calibration:
     false_rejects: int
     escapes: int
 
+    @property
+    def unseen_scores(self) -> tuple[float, ...]:
+        """Scores of all images, good and defect, that the model judging them had not seen."""
+        return (*self.good_scores, *self.defect_scores)
+
     def verdict(self, score: float, threshold: float | None = None) -> Verdict:
         """OK only for a score that is a number not above the threshold; NaN is NG."""
         limit = self.threshold if threshold is None else threshold

@@ -21,7 +21,7 @@ from inspectad.manifest import SCHEMA_VERSION, Calibration, Manifest, Parity, Tr
 from inspectad.methods import METHODS
 from inspectad.metrics import auroc
 from inspectad.model_file import ONNX_NAME, append_manifest, write_model
-from inspectad.nn.backbone import load_backbone
+from inspectad.nn.backbone import weights_digest
 from inspectad.nn.settings import TrainSettings
 from inspectad.onnx_graph import (
     FP32_LIMIT,
@@ -109,7 +109,7 @@ def train(config: TrainConfig, say: Step = lambda *_: None) -> TrainReport:
     scores = np.array([predict_with_module(module, [image]).image_scores[0] for image in defects], np.float32)
     calibration, suspects = calibrate(held_out, scores, config.false_reject_rate)
     say("exporting and proving the graph", 0, 1)
-    graph, parity, samples = _export_and_prove(module, good, defects, calibration.threshold)
+    graph, parity, samples = _export_and_prove(module, good, defects, calibration)
     weights = pack_weights(module, samples)
     manifest = _manifest(config, settings, selection, calibration, parity, weights)
     data = append_manifest(graph, manifest)
@@ -155,13 +155,20 @@ def _select(config: TrainConfig, say: Step) -> Selection:
 
 
 def _export_and_prove(
-    module: nn.Module, good: TrainingImages, defects: TrainingImages, threshold: float
+    module: nn.Module, good: TrainingImages, defects: TrainingImages, calibration: Calibration
 ) -> tuple[bytes, Parity, list[ByteArray]]:
     samples = [good[i] for i in _spread(len(good), SAMPLES - min(len(defects), SAMPLES // 4))]
     samples += [defects[i] for i in _spread(len(defects), SAMPLES // 4)]
     graph = export_graph(module, good.input_size_hw)
     reference = predict_with_module(module, samples)
-    parity = compare(reference, predict_with_graph(graph, samples), threshold, FP32_LIMIT, "the trained network")
+    parity = compare(
+        reference,
+        predict_with_graph(graph, samples),
+        calibration.threshold,
+        FP32_LIMIT,
+        "the trained network",
+        calibration.unseen_scores,
+    )
     require_parity(parity)
     return graph, parity, samples
 
@@ -210,7 +217,7 @@ def _manifest(
         created_by=f"inspectad {__version__}",
         method=config.method,
         backbone=settings.backbone,
-        backbone_sha256=load_backbone(settings.backbone, settings.backbone_weights)[1],
+        backbone_sha256=weights_digest(settings.backbone, settings.backbone_weights),
         weights_sha256=hashlib.sha256(weights).hexdigest(),
         precision="fp32",
         input_size_hw=settings.input_size_hw,

@@ -562,9 +562,12 @@ def assert_same_rows(path: Path, reference: Path) -> None:
                 assert row[column] == wanted[column], (row["image"], column)
 
 
-@pytest.mark.parametrize(
+STOPPING = pytest.mark.parametrize(
     ("number", "exit_code", "words"), [(signal.SIGINT, 130, "stopped by Ctrl-C"), (signal.SIGTERM, 143, "SIGTERM")]
 )
+
+
+@STOPPING
 def test_a_stopped_stream_keeps_whole_rows_and_can_go_on(
     number: int,
     exit_code: int,
@@ -603,9 +606,7 @@ def assert_stopped_cleanly(folder: Path, words: str) -> None:
     assert leftovers(folder) == []
 
 
-@pytest.mark.parametrize(
-    ("number", "exit_code", "words"), [(signal.SIGINT, 130, "stopped by Ctrl-C"), (signal.SIGTERM, 143, "SIGTERM")]
-)
+@STOPPING
 def test_a_scan_stopped_at_work_keeps_whole_rows_and_can_go_on(
     number: int,
     exit_code: int,

@@ -4,7 +4,8 @@ After PatchCore (Roth et al., CVPR 2022): patch features of a frozen backbone at
 3 x 3 patches, thinned to a k-centre coreset; a patch is as anomalous as its distance to the nearest one kept.
 Different here, each measured (README, "What was measured"): the features of each level are normalised softly, so that
 neither level and no patch of high contrast dominates; the image score is the mean of the top 1 % of the map instead
-of a reweighted maximum; nothing is random but the projection that the coreset is chosen in.
+of a reweighted maximum. Random, and seeded, are the projection that the coreset is chosen in and, where the images
+hold more patches than `CANDIDATES`, which of them are considered.
 """
 
 import math
@@ -21,8 +22,9 @@ from inspectad.nn.settings import TrainSettings
 from inspectad.nn.smoothing import GaussianBlur
 from inspectad.training_data import TrainingImages
 
-BANK_SIZE = 2048  # vectors kept; twice as many gained nothing on the five sets and cost the search twice
-CANDIDATES = 65536  # patches that the coreset is chosen from, shared evenly by the images: 40 MB whatever their count
+CANDIDATES = (
+    65536  # patches that the coreset is chosen from, shared evenly: 40 MB (Lite0) however many images there are
+)
 PROJECTED = 32  # dimensions that the coreset is chosen in
 SOFTNESS = 0.5  # of the mean length of a level's vectors: the offset of `soft_normalise`
 TOP_SHARE = 0.01  # share of the map whose mean is the image score

@@ -92,19 +92,27 @@ def load_backbone(name: str, weights: Path | None = None) -> tuple[nn.Module, st
         raise UsageError(f"no backbone named {name!r}; there are: {', '.join(BACKBONES)}")
     spec = BACKBONES[name]
     network = spec.build()
-    embedded = _embedded(name) if weights is None and spec.embedded_sha256 else None
-    file = embedded or weights
+    file = _weights_file(name, weights)
     if file is None:
         _load_published(network, name, spec.download)
-        return network.eval().requires_grad_(False), ""
-    _load_file(network, file)
-    digest = hashlib.sha256(file.read_bytes()).hexdigest()
-    if embedded and digest != spec.embedded_sha256:
+    else:
+        _load_file(network, file)
+    digest = weights_digest(name, weights)
+    if weights is None and digest != spec.embedded_sha256:
         raise TrainingError(f"{file}: the embedded weights are damaged; install inspectad again")
     return network.eval().requires_grad_(False), digest
 
 
-def _embedded(name: str) -> Path:
+def weights_digest(name: str, weights: Path | None = None) -> str:
+    """SHA-256 of the file that `load_backbone` reads, "" when torchvision fetches the weights."""
+    file = _weights_file(name, weights)
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file else ""
+
+
+def _weights_file(name: str, weights: Path | None) -> Path | None:
+    """The file given, else the embedded one, else None: the published weights are to be fetched."""
+    if weights is not None or not BACKBONES[name].embedded_sha256:
+        return weights
     try:
         return embedded_weights(name)
     except FileNotFoundError as error:

@@ -68,9 +68,6 @@ class InvertedResidual(nn.Module):
 class EfficientNetLite0(nn.Module):
     """Features at strides 8 (40 channels) and 16 (112 channels) of a batch of RGB images."""
 
-    strides = (8, 16)
-    channels = (40, 112)
-
     def __init__(self) -> None:
         super().__init__()
         self.conv_stem = SameConv2d(3, 32, 3, 2, bias=False)

@@ -12,7 +12,7 @@ class TrainSettings:
         input_size_hw: height and width that every image is resized to.
         backbone: a key of ``inspectad.nn.backbone.BACKBONES``.
         backbone_weights: file that replaces the backbone's own weights.
-        bank_size: vectors in the memory bank.
+        bank_size: vectors in the memory bank; twice as many gained nothing on the five sets and cost the search twice.
         seed: of everything random.
         device: ``cpu`` or ``cuda``, torch's name.
     """
