@@ -31,6 +31,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+benchmark_app = typer.Typer(
+    help="Measure methods on labelled sets of images.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+app.add_typer(benchmark_app, name="benchmark")
 P = ParamSpec("P")
 
 
@@ -282,6 +288,56 @@ def evaluate(
     else:
         console.console(stderr=False).print(console.evaluation_table(result))
     if result.unreadable:
+        raise typer.Exit(4)
+
+
+@benchmark_app.command()
+@_reporting
+def accuracy(
+    datasets: Annotated[list[Path], typer.Argument(help="Folders in MVTec layout, or with good and defects in them.")],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="Folder for rows.csv, summary.md and summary.json.")
+    ] = Path("inspectad-benchmark"),
+    shots: Annotated[str, typer.Option(help="Numbers of good images to train on, or all: 1,4,16,all.")] = "1,4,16",
+    defect_shots: Annotated[str, typer.Option(help="Numbers of defects to train on: 0,1,5,10.")] = "0",
+    seeds: Annotated[int, typer.Option(min=1, help="Draws of the images for each number of them.")] = 3,
+    methods: Annotated[str, typer.Option(help="Detection methods, with commas between.")] = Method.memory_bank.value,
+    size: Annotated[
+        int | None, typer.Option(help="Longer side of the network's input in pixels; chosen from the images if absent.")
+    ] = None,
+    false_reject_rate: Annotated[float, typer.Option(help="Share of good images that may be called NG.")] = 0.01,
+    peer: Annotated[
+        Path | None, typer.Option(help="A Python that has anomalib, to compare with its PatchCore on the same images.")
+    ] = None,
+) -> None:
+    """Train and measure over sets, numbers of images, draws and methods; the same command goes on after a stop.
+
+    inspectad benchmark accuracy ./bottle ./pill --shots 1,4,16,all
+    """
+    from inspectad.api import prepare_training
+
+    prepare_training()
+    from inspectad.benchmark.accuracy import run_accuracy
+    from inspectad.benchmark.plan import AccuracyConfig, parse_defect_shots, parse_methods, parse_shots
+    from inspectad.benchmark.show import cell_progress, report_accuracy
+
+    config = AccuracyConfig(
+        datasets=tuple(datasets),
+        output=output,
+        shots=parse_shots(shots),
+        defect_shots=parse_defect_shots(defect_shots),
+        seeds=seeds,
+        methods=parse_methods(methods, list(Method)),
+        size_px=size,
+        false_reject_rate=false_reject_rate,
+        peer=peer,
+    )
+    with cell_progress() as progress:
+        result = run_accuracy(config, progress, lambda: _Stop.signum is not None)
+    report_accuracy(result)
+    if result.report.failures:
+        raise typer.Exit(1)
+    if any(row.figures and row.figures.unreadable for row in result.rows):
         raise typer.Exit(4)
 
 

@@ -3,19 +3,23 @@
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from inspectad import pipeline
 from inspectad.detector import OnnxDetector
 from inspectad.errors import InspectadError, UnreadableImageError, UsageError
 from inspectad.image_files import IMAGE_SUFFIXES, ImageFile, find_images
-from inspectad.images import decode_image, read_file, read_image, to_8_bit
+from inspectad.images import read_file, read_image
 from inspectad.metrics import Rate, aupro, auroc, average_precision, best_f1, f1, pixel_auroc
-from inspectad.records import ByteArray, FloatArray
+from inspectad.pipeline import Prepared
+from inspectad.records import ByteArray, FloatArray, Inspection, Verdict
 
+_BATCH_SIZE = 4  # as in a scan
 _MAP_PIXELS = 2**27  # pixel metrics need all maps at once, about 40 bytes a pixel; beyond this they are refused
 
 
@@ -42,6 +46,7 @@ class Evaluation:
         masked: how many defects had a mask; pixel figures are over these and all good images.
         unreadable: (path, reason).
         trained_on: how many of the images are training images of the model, by SHA-256.
+        images_per_s: reading, decoding and inference of all the images, as in a scan without heatmaps.
     """
 
     image_auroc: float
@@ -56,6 +61,7 @@ class Evaluation:
     masked: int
     unreadable: tuple[tuple[str, str], ...]
     trained_on: int
+    images_per_s: float
 
     def to_json(self) -> str:
         """One JSON object; a figure that cannot be had is null."""
@@ -88,69 +94,109 @@ class _Scored:
     score: float
     anomaly_map: FloatArray
     source_hw: tuple[int, int]
-    is_known: bool
 
 
-def evaluate(
-    config: EvaluateConfig, detector: OnnxDetector, say: Callable[[str, int, int], None] = lambda *_: None
-) -> Evaluation:
+Say = Callable[[str, int, int], None]
+"""Told (what is being done, images done, images in all)."""
+
+
+def evaluate(config: EvaluateConfig, detector: OnnxDetector, say: Say = lambda *_: None) -> Evaluation:
     """Score all images of both folders and compute the figures.
-
-    Args: say: told (what is being done, images done, images in all).
 
     Raises:
         UsageError: a folder that is not there, or masks that fit no defect.
         InspectadError: no readable image on one side.
     """
+    good, defects = find_images(config.good), find_images(config.defects)
+    for folder, files in ((config.good, good), (config.defects, defects)):
+        if not files:
+            raise InspectadError(_nothing_in(folder))
+    result = evaluate_files(good, defects, config.masks, detector, say)
+    for folder, rate in ((config.good, result.false_rejects), (config.defects, result.escapes)):
+        if not rate.total:
+            raise InspectadError(_nothing_in(folder))
+    if config.masks is not None and not result.masked:
+        raise UsageError(
+            f"{config.masks}: no mask in there fits a defect in {config.defects}; a mask has the defect's relative "
+            "path with .png, or with _mask.png (scratch/001.jpg: scratch/001_mask.png)"
+        )
+    return result
+
+
+def _nothing_in(folder: Path) -> str:
+    return f"{folder}: no readable image in there, so nothing can be measured"
+
+
+def evaluate_files(
+    good: Sequence[ImageFile],
+    defects: Sequence[ImageFile],
+    masks: Path | None,
+    detector: OnnxDetector,
+    say: Say = lambda *_: None,
+) -> Evaluation:
+    """Score labelled images, by the same way as ``scan``, and compute the figures; those that cannot be had are nan.
+
+    Args: masks: folder of truth masks, found by the names of the defects; see `EvaluateConfig`.
+
+    Raises:
+        UsageError: a mask that does not fit its image.
+    """
     unreadable: list[tuple[str, str]] = []
-    good = list(_score(config.good, "scoring good images", detector, unreadable, say))
-    defects = list(_score(config.defects, "scoring defects", detector, unreadable, say))
-    for folder, found in ((config.good, good), (config.defects, defects)):
-        if not found:
-            raise InspectadError(f"{folder}: no readable image in there, so nothing can be measured")
-    good_scores, defect_scores = (np.array([s.score for s in side]) for side in (good, defects))
+    started = time.perf_counter()
+    scored_good = _score(good, "scoring good images", detector, unreadable, say)
+    scored_defects = _score(defects, "scoring defects", detector, unreadable, say)
+    seconds = time.perf_counter() - started
+    good_scores, defect_scores = (np.array([s.score for s in side]) for side in (scored_good, scored_defects))
     threshold = detector.threshold
     missed, alarms = int((defect_scores <= threshold).sum()), int((good_scores > threshold).sum())
-    maps, masks, masked = _pixels(config, good, defects)
+    maps, truth, masked = _pixels(masks, scored_good, scored_defects)
     return Evaluation(
         image_auroc=auroc(good_scores, defect_scores),
         aupr=average_precision(good_scores, defect_scores),
-        image_f1=f1(len(defects) - missed, alarms, missed),
+        image_f1=f1(len(defect_scores) - missed, alarms, missed),
         best_f1=best_f1(good_scores, defect_scores),
-        false_rejects=Rate(alarms, len(good)),
-        escapes=Rate(missed, len(defects)),
-        per_folder=_by_folder(defects, threshold),
-        pixel_auroc=pixel_auroc(maps, masks) if masked else math.nan,
-        aupro=aupro(maps, masks) if masked else math.nan,
+        false_rejects=Rate(alarms, len(good_scores)),
+        escapes=Rate(missed, len(defect_scores)),
+        per_folder=_by_folder(scored_defects, threshold),
+        pixel_auroc=pixel_auroc(maps, truth) if masked else math.nan,
+        aupro=aupro(maps, truth) if masked else math.nan,
         masked=masked,
         unreadable=tuple(unreadable),
-        trained_on=sum(s.is_known for s in (*good, *defects)),
+        trained_on=_count_known((*scored_good, *scored_defects), detector),
+        images_per_s=(len(good) + len(defects)) / seconds,
     )
 
 
 def _score(
-    folder: Path,
+    files: Sequence[ImageFile],
     what: str,
     detector: OnnxDetector,
     unreadable: list[tuple[str, str]],
-    say: Callable[[str, int, int], None],
-) -> Iterator[_Scored]:
+    say: Say,
+) -> list[_Scored]:
+    """Scores and maps of the readable ones, in their order; the others go to ``unreadable`` as (path, reason)."""
+    found: dict[str, _Scored] = {}
+
+    def keep(prepared: Prepared, scored: pipeline.Scored | None) -> Inspection:
+        name = prepared.file.name
+        if scored is None:
+            return Inspection(image=name, verdict=Verdict.UNREADABLE, error=prepared.error)
+        found[name] = _Scored(prepared.file, scored.score, scored.anomaly_map, prepared.source_hw)
+        return Inspection(image=name, verdict=detector.manifest.calibration.verdict(scored.score), score=scored.score)
+
+    rows = pipeline.inspect_files(iter(files), detector, keep, keep_source=False, batch_size=_BATCH_SIZE, workers=0)
+    for done, (prepared, row) in enumerate(rows):
+        say(what, done, len(files))
+        if row.verdict is Verdict.UNREADABLE:
+            unreadable.append((str(prepared.file.path), row.error))
+    return [found[file.name] for file in files if file.name in found]
+
+
+def _count_known(scored: Sequence[_Scored], detector: OnnxDetector) -> int:
+    """How many of the images trained the model."""
     manifest = detector.manifest
     known = {i.sha256 for i in (*manifest.good_images, *manifest.defect_images)}
-    files = find_images(folder)
-    for done, file in enumerate(files):
-        say(what, done, len(files))
-        try:
-            data = read_file(file.path)
-            pixels = to_8_bit(decode_image(data), manifest.full_scale)
-        except UnreadableImageError as error:
-            unreadable.append((str(file.path), str(error)))
-            continue
-        prediction = detector.predict([pixels])
-        height, width = pixels.shape[:2]
-        is_known = hashlib.sha256(data).hexdigest() in known
-        score, anomaly_map = float(prediction.image_scores[0]), prediction.anomaly_maps[0]
-        yield _Scored(file, score, anomaly_map, (height, width), is_known)
+    return sum(hashlib.sha256(read_file(s.file.path)).hexdigest() in known for s in scored)
 
 
 def _by_folder(defects: list[_Scored], threshold: float) -> dict[str, Rate]:
@@ -161,17 +207,12 @@ def _by_folder(defects: list[_Scored], threshold: float) -> dict[str, Rate]:
 
 
 def _pixels(
-    config: EvaluateConfig, good: list[_Scored], defects: list[_Scored]
+    folder: Path | None, good: list[_Scored], defects: list[_Scored]
 ) -> tuple[list[FloatArray], list[ByteArray], int]:
     """Maps and masks at source size, of all good images and of the defects that have a mask."""
-    if config.masks is None:
-        return [], [], 0
-    found = [(s, mask) for s in defects if (mask := _read_mask(config.masks, s)) is not None]
+    found = [] if folder is None else [(s, mask) for s in defects if (mask := _read_mask(folder, s)) is not None]
     if not found:
-        raise UsageError(
-            f"{config.masks}: no mask in there fits a defect in {config.defects}; a mask has the defect's relative "
-            "path with .png, or with _mask.png (scratch/001.jpg: scratch/001_mask.png)"
-        )
+        return [], [], 0
     sizes = [s.source_hw for s in good] + [s.source_hw for s, _ in found]
     if sum(h * w for h, w in sizes) > _MAP_PIXELS:
         raise UsageError(f"--masks: {len(sizes)} images of this size are too many pixels for pixel metrics; take fewer")

@@ -46,17 +46,18 @@ def format_row(row: Inspection, kind: str) -> bytes:
     if kind == "jsonl":
         return json.dumps(cells, ensure_ascii=True).encode() + b"\n"
     cells["boxes"] = ";".join(f"{b.x} {b.y} {b.width} {b.height}" for b in row.boxes)
-    return _csv_line("" if cells[name] is None else cells[name] for name in COLUMNS)
+    return csv_line("" if cells[name] is None else cells[name] for name in COLUMNS)
 
 
-def _csv_line(values: Iterable[object]) -> bytes:
+def csv_line(values: Iterable[object]) -> bytes:
+    """One record of a CSV file, values quoted where they must be."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\r\n").writerow(values)  # so that a lone \r in a name is quoted as well
     line = text.getvalue().removesuffix("\r\n") + "\n"
     return line.encode("utf-8", "surrogateescape")  # file names need not be UTF-8
 
 
-CSV_HEADER: Final = _csv_line(COLUMNS)
+CSV_HEADER: Final = csv_line(COLUMNS)
 
 
 @dataclass(frozen=True, slots=True)

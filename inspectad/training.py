@@ -86,7 +86,7 @@ def train(config: TrainConfig, say: Step = lambda *_: None) -> TrainReport:
         OutputError: the model cannot be written; an earlier model stays whole.
     """
     started = time.perf_counter()
-    _check(config)
+    check_config(config)
     selection = _select(config, say)
     size_hw = choose_input_size([i.size_hw for i in selection.good], config.size_px)
     settings = TrainSettings(
@@ -124,7 +124,8 @@ def train(config: TrainConfig, say: Step = lambda *_: None) -> TrainReport:
     )
 
 
-def _check(config: TrainConfig) -> None:
+def check_config(config: TrainConfig) -> None:
+    """Raises: UsageError: settings that make no sense, whatever the images are."""
     if config.method not in METHODS:
         raise UsageError(f"no method named {config.method!r}; there are: {', '.join(METHODS)}")
     if not 0 < config.false_reject_rate < 0.5:

@@ -1,0 +1,116 @@
+"""What a person sees of a benchmark: progress and messages on standard error, the tables on standard output."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn
+from rich.table import Table
+
+from inspectad import console
+
+if TYPE_CHECKING:
+    from inspectad.benchmark.accuracy import AccuracyResult
+    from inspectad.benchmark.rows import Cell, Row
+
+
+@dataclass(slots=True)
+class CellProgress:
+    """A bar over the cells with what is done within one, on a terminal; a line for each finished cell everywhere."""
+
+    bar: Progress | None
+    task: TaskID | None = None
+    started: float = field(default_factory=time.monotonic)
+    number: int = 0
+    cells: int = 0
+    name: str = ""
+
+    def start(self, cells: int, done: int) -> None:
+        self.cells, self.number = cells, done
+        if done:
+            console.err.print(f"{done} of {cells} cells were measured before")
+        if self.bar is not None:
+            self.task = self.bar.add_task("", total=cells, completed=done)
+
+    def cell(self, cell: Cell) -> None:
+        self.started, self.name = time.monotonic(), console.printable(str(cell))
+        self.step("", 0, 1)
+
+    def step(self, text: str, done: int, total: int) -> None:
+        if self.bar is not None and self.task is not None:
+            share = f" {done}/{total}" if total > 1 else ""
+            self.bar.update(self.task, description=escape(f"{self.name}: {text}{share}" if text else self.name))
+
+    def row(self, row: Row) -> None:
+        self.number += 1
+        if self.bar is not None and self.task is not None:
+            self.bar.update(self.task, completed=self.number)
+        seconds = time.monotonic() - self.started
+        place = f"{self.number} of {self.cells}: {escape(self.name)}"
+        if row.figures is None:
+            console.err.print(f"{place}: [bold red]failed[/], {escape(console.printable(row.error))}")
+        else:
+            console.err.print(f"{place}: image AUROC {row.figures.image_auroc:.3f} ({seconds:.1f} s)")
+
+
+@contextmanager
+def cell_progress() -> Iterator[CellProgress]:
+    """Progress of a benchmark, shown while the block runs."""
+    if not console.err.is_terminal:
+        yield CellProgress(None)
+        return
+    columns = (SpinnerColumn(), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=console.err, transient=True) as bar:
+        yield CellProgress(bar)
+
+
+def report_accuracy(result: AccuracyResult) -> None:
+    """What ``benchmark accuracy`` says when it is done: Markdown where something reads standard output."""
+    from inspectad.benchmark.tables import COMPARISON, FIGURES, table
+
+    console.warn(_oddities(result))
+    if console.stdout_is_data():
+        sys.stdout.buffer.write(result.markdown.encode("utf-8", "surrogateescape"))
+        sys.stdout.buffer.flush()
+    else:
+        out = console.console(stderr=False)
+        out.print(_rich_table(*table(result.report.lines, FIGURES, brief=True)))
+        if result.report.comparison:
+            out.print("\nbeside the peer", _rich_table(*table(result.report.comparison, COMPARISON, brief=True)))
+    console.err.print(escape(f"wrote {', '.join(map(str, result.files))}"))
+    if result.report.failures:
+        failed = f"{len(result.report.failures)} of {len(result.rows)} cells failed"
+        console.err.print(f"[bold red]{failed}[/], the column error says why; the same command tries them again")
+
+
+def _oddities(result: AccuracyResult) -> list[str]:
+    """What makes a figure doubtful though it is there, once for each set."""
+    found: dict[str, None] = {}
+    for row in result.rows:
+        f, name = row.figures, row.cell.dataset
+        if f is None:
+            continue
+        if row.cell.good_shots not in ("all", str(f.good_images)):
+            found[f"{row.cell}: {f.good_images} good images could be used, see 'inspectad train' for why"] = None
+        if f.trained_on:
+            found[f"{row.cell}: {f.trained_on} test images are copies of training images, which flatters"] = None
+        if f.unreadable:
+            found[f"{name}: {f.unreadable} test images cannot be read, and were left out"] = None
+        if 0 < f.masks < f.test_defects:
+            found[f"{name}: {f.test_defects - f.masks} defects have no mask, and were left out of pixel figures"] = None
+    return list(found)
+
+
+def _rich_table(headings: list[str], rows: list[list[str]]) -> Table:
+    found = Table(box=None, pad_edge=False)
+    for heading in headings:
+        found.add_column(heading)
+    for row in rows:
+        found.add_row(*(escape(console.printable(cell)) for cell in row))
+    return found
