@@ -11,7 +11,7 @@ import inspectad
 
 TRAIN_ONLY = ("torch", "torchvision", "onnx", "onnxscript", "safetensors", "scipy", "timm", "sklearn", "sympy")
 HEAVY = (*TRAIN_ONLY, "onnxruntime", "cv2", "numpy")
-VERBS = ("train", "scan", "export", "evaluate", "info", "demo", "doctor")
+VERBS = ("train", "scan", "export", "evaluate", "benchmark", "info", "demo", "doctor")
 
 HIDE = f"""
 # Packages that are not installed: nobody finds them, as PathFinder finds nothing that is not there.
@@ -42,7 +42,10 @@ def test_the_check_below_would_see_a_heavy_module() -> None:
     assert {"numpy", "cv2"} <= modules_after("import cv2")
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], *([verb, "--help"] for verb in ("train", "scan"))])
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["--version"], ["benchmark", "accuracy", "--help"], *([verb, "--help"] for verb in ("train", "scan"))],
+)
 def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
     code = (
         f"from inspectad.cli import app\ntry:\n    app({arguments!r})\nexcept SystemExit as e:\n    assert not e.code"
@@ -93,11 +96,16 @@ def test_evaluate_needs_nothing_of_train(trained, run_cli, line_pc: dict[str, st
     assert json.loads(done.stdout)["false_rejects"]["of"] == len(list(trained.good.iterdir()))
 
 
-@pytest.mark.parametrize("verb", ["train", "export", "demo"])
+@pytest.mark.parametrize("verb", ["train", "export", "demo", "benchmark"])
 def test_what_does_need_it_says_how_to_get_it(
     trained, run_cli, tmp_path: Path, line_pc: dict[str, str], verb: str
 ) -> None:
-    arguments = {"train": [trained.good], "export": ["-m", trained.model], "demo": []}[verb]
+    arguments = {
+        "train": [trained.good],
+        "export": ["-m", trained.model],
+        "demo": [],
+        "benchmark": ["accuracy", trained.root],
+    }[verb]
     done = run_cli(verb, *arguments, "-o", tmp_path / "out", env=line_pc)
     assert done.returncode == 1
     assert 'pip install "inspectad[train]"' in done.stderr

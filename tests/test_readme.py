@@ -11,7 +11,14 @@ from inspectad.results import COLUMNS
 
 ROOT = Path(__file__).parents[1]
 README = ROOT.joinpath("README.md").read_text(encoding="utf-8")
-VERBS = sorted(command.callback.__name__ for command in app.registered_commands)
+GROUPS = {
+    group.name: [c.callback.__name__ for c in group.typer_instance.registered_commands]
+    for group in app.registered_groups
+}
+VERBS = sorted(
+    [command.callback.__name__ for command in app.registered_commands]
+    + [f"{group} {verb}" for group, verbs in GROUPS.items() for verb in verbs]
+)
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -21,7 +28,7 @@ def test_each_verb_has_a_row(verb: str) -> None:
 
 def test_the_table_of_verbs_names_no_other() -> None:
     table = README.split("## Verbs")[1].split("\n\n")[1]
-    assert sorted(re.findall(r"^\| `(\w+)", table, re.MULTILINE)) == VERBS
+    assert sorted(re.findall(r"^\| `(\w+(?: [a-z]+)?)", table, re.MULTILINE)) == VERBS
 
 
 @pytest.mark.parametrize("column", COLUMNS)
@@ -39,7 +46,9 @@ def test_each_option_that_is_named_exists() -> None:
 def options_of(verb: str) -> set[str]:
     import typer.main
 
-    command = typer.main.get_command(app).commands[verb]  # type: ignore[attr-defined]
+    command = typer.main.get_command(app)
+    for part in verb.split():
+        command = command.commands[part]  # type: ignore[attr-defined]
     return {name for parameter in command.params for name in parameter.opts}
 
 

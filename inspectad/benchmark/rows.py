@@ -37,8 +37,8 @@ class Cell:
     version: str
 
     def __str__(self) -> str:
-        defects = f", {self.defect_shots} defects" if self.defect_shots else ""
-        return f"{self.dataset}, {self.method}, {self.good_shots} good{defects}, seed {self.seed}"
+        drawn = f"{self.good_shots} good" + (f" and {self.defect_shots} defective" if self.defect_shots else "")
+        return f"{self.dataset}, {self.method}, {drawn}, seed {self.seed}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
