@@ -12,15 +12,16 @@ import numpy as np
 
 from inspectad import pipeline
 from inspectad.detector import OnnxDetector
-from inspectad.errors import InspectadError, UnreadableImageError, UsageError
-from inspectad.image_files import IMAGE_SUFFIXES, ImageFile, find_images
-from inspectad.images import read_file, read_image
-from inspectad.metrics import Rate, aupro, auroc, average_precision, best_f1, f1, pixel_auroc
+from inspectad.errors import InspectadError, UsageError
+from inspectad.image_files import ImageFile, find_images
+from inspectad.images import read_file
+from inspectad.masks import mask_path, read_mask
+from inspectad.metrics import PixelCounts, Rate, auroc, average_precision, best_f1, f1
 from inspectad.pipeline import Prepared
-from inspectad.records import ByteArray, FloatArray, Inspection, Verdict
+from inspectad.records import FloatArray, Inspection, Verdict
 
 _BATCH_SIZE = 4  # as in a scan
-_MAP_PIXELS = 2**27  # pixel metrics need all maps at once, about 40 bytes a pixel; beyond this they are refused
+_NO_MAP = np.zeros((0, 0), np.float32)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,13 +144,14 @@ def evaluate_files(
     """
     unreadable: list[tuple[str, str]] = []
     started = time.perf_counter()
-    scored_good = _score(good, "scoring good images", detector, unreadable, say)
-    scored_defects = _score(defects, "scoring defects", detector, unreadable, say)
+    keep = masks is not None
+    scored_good = _score(good, "scoring good images", detector, unreadable, say, keep_maps=keep)
+    scored_defects = _score(defects, "scoring defects", detector, unreadable, say, keep_maps=keep)
     seconds = time.perf_counter() - started
     good_scores, defect_scores = (np.array([s.score for s in side]) for side in (scored_good, scored_defects))
     threshold = detector.threshold
     missed, alarms = int((defect_scores <= threshold).sum()), int((good_scores > threshold).sum())
-    maps, truth, masked = _pixels(masks, scored_good, scored_defects)
+    pixels, masked = _count_pixels(masks, scored_good, scored_defects)
     return Evaluation(
         image_auroc=auroc(good_scores, defect_scores),
         aupr=average_precision(good_scores, defect_scores),
@@ -158,8 +160,8 @@ def evaluate_files(
         false_rejects=Rate(alarms, len(good_scores)),
         escapes=Rate(missed, len(defect_scores)),
         per_folder=_by_folder(scored_defects, threshold),
-        pixel_auroc=pixel_auroc(maps, truth) if masked else math.nan,
-        aupro=aupro(maps, truth) if masked else math.nan,
+        pixel_auroc=pixels.pixel_auroc(),
+        aupro=pixels.aupro(),
         masked=masked,
         unreadable=tuple(unreadable),
         trained_on=_count_known((*scored_good, *scored_defects), detector),
@@ -173,6 +175,8 @@ def _score(
     detector: OnnxDetector,
     unreadable: list[tuple[str, str]],
     say: Say,
+    *,
+    keep_maps: bool,
 ) -> list[_Scored]:
     """Scores and maps of the readable ones, in their order; the others go to ``unreadable`` as (path, reason)."""
     found: dict[str, _Scored] = {}
@@ -181,7 +185,8 @@ def _score(
         name = prepared.file.name
         if scored is None:
             return Inspection(image=name, verdict=Verdict.UNREADABLE, error=prepared.error)
-        found[name] = _Scored(prepared.file, scored.score, scored.anomaly_map, prepared.source_hw)
+        anomaly_map = scored.anomaly_map if keep_maps else _NO_MAP
+        found[name] = _Scored(prepared.file, scored.score, anomaly_map, prepared.source_hw)
         return Inspection(image=name, verdict=detector.manifest.calibration.verdict(scored.score), score=scored.score)
 
     rows = pipeline.inspect_files(iter(files), detector, keep, keep_source=False, batch_size=_BATCH_SIZE, workers=0)
@@ -206,19 +211,18 @@ def _by_folder(defects: list[_Scored], threshold: float) -> dict[str, Rate]:
     return {kind: Rate(sum(missed), len(missed)) for kind, missed in sorted(kinds.items())}
 
 
-def _pixels(
-    folder: Path | None, good: list[_Scored], defects: list[_Scored]
-) -> tuple[list[FloatArray], list[ByteArray], int]:
-    """Maps and masks at source size, of all good images and of the defects that have a mask."""
-    found = [] if folder is None else [(s, mask) for s in defects if (mask := _read_mask(folder, s)) is not None]
-    if not found:
-        return [], [], 0
-    sizes = [s.source_hw for s in good] + [s.source_hw for s, _ in found]
-    if sum(h * w for h, w in sizes) > _MAP_PIXELS:
-        raise UsageError(f"--masks: {len(sizes)} images of this size are too many pixels for pixel metrics; take fewer")
-    maps = [_at_source(s) for s in good] + [_at_source(s) for s, _ in found]
-    masks = [np.zeros(s.source_hw, np.uint8) for s in good] + [mask for _, mask in found]
-    return maps, masks, len(found)
+def _count_pixels(folder: Path | None, good: Sequence[_Scored], defects: Sequence[_Scored]) -> tuple[PixelCounts, int]:
+    """Pixels at source size, of all good images and of the defects that have a mask; and how many have one."""
+    masked = [] if folder is None else [(s, p) for s in defects if (p := mask_path(folder, s.file.name)) is not None]
+    if not masked:
+        return PixelCounts(0, 1), 0
+    maps = [s.anomaly_map for s in (*good, *(s for s, _ in masked))]
+    counts = PixelCounts(min(float(m.min()) for m in maps), max(float(m.max()) for m in maps))
+    for scored in good:
+        counts.add(_at_source(scored), np.zeros(scored.source_hw, np.uint8))
+    for scored, path in masked:
+        counts.add(_at_source(scored), read_mask(path, scored.source_hw))
+    return counts, len(masked)
 
 
 def _at_source(scored: _Scored) -> FloatArray:
@@ -226,26 +230,3 @@ def _at_source(scored: _Scored) -> FloatArray:
 
     size = scored.source_hw[::-1]
     return np.asarray(cv2.resize(scored.anomaly_map, size, interpolation=cv2.INTER_LINEAR), np.float32)
-
-
-def _read_mask(folder: Path, scored: _Scored) -> ByteArray | None:
-    """The defect's mask, nonzero where defective, or None. Raises: UsageError when it does not fit the image."""
-    stem = folder / Path(scored.file.name).with_suffix("")
-    names = [f"{stem}{ending}{suffix}" for ending in ("_mask", "") for suffix in sorted(IMAGE_SUFFIXES)]
-    path = next((Path(n) for n in names if Path(n).is_file()), None)
-    if path is None:
-        return None
-    try:
-        mask = read_image(path).pixels.max(axis=2)
-    except UnreadableImageError as error:
-        raise UsageError(f"{path}: this mask {error}") from error
-    if mask.shape != scored.source_hw:
-        raise UsageError(
-            f"{path}: the mask has {mask.shape[1]} x {mask.shape[0]} pixels, its image "
-            f"{scored.source_hw[1]} x {scored.source_hw[0]}; they must be equal"
-        )
-    if len(np.unique(mask)) > 2:
-        raise UsageError(
-            f"{path}: has more than two values, so it is no mask; masks are 0 where good and 255 where not"
-        )
-    return np.asarray(mask > 0, np.uint8)

@@ -108,12 +108,58 @@ def aupro(maps: Sequence[FloatArray], masks: Sequence[ByteArray], limit: float =
     order = np.argsort(-scores, kind="stable")
     ordered = scores[order]
     last_of_tie = np.append(ordered[1:] != ordered[:-1], True)
-    fpr = np.append(0.0, (np.cumsum(normal[order]) / normal.sum())[last_of_tie])
-    overlap = np.append(0.0, (np.cumsum(weight[order], dtype=np.float64) / regions)[last_of_tie])
+    fpr = (np.cumsum(normal[order]) / normal.sum())[last_of_tie]
+    overlap = (np.cumsum(weight[order], dtype=np.float64) / regions)[last_of_tie]
+    return _area_up_to(limit, fpr, overlap)
+
+
+def _area_up_to(limit: float, fpr: AnyFloats, overlap: AnyFloats) -> float:
+    """Mean height of a curve from (0, 0), its points in ascending order, between 0 and the limit."""
+    fpr, overlap = np.append(0.0, fpr), np.append(0.0, overlap)
     inside = fpr <= limit
     at_limit = np.interp(limit, fpr, overlap)
     x, y = np.append(fpr[inside], limit), np.append(overlap[inside], at_limit)
     return float(np.trapezoid(y, x) / limit)
+
+
+class PixelCounts:
+    """`pixel_auroc` and `aupro` of images that come one at a time: memory does not grow with their number.
+
+    Scores are counted in 2**16 equal steps, so that pixels less than a step apart tie.
+    """
+
+    STEPS = 2**16
+
+    def __init__(self, lowest: float, highest: float) -> None:
+        """Args: lowest, highest: the range of the scores; what lies outside counts as at its end."""
+        self._lowest = lowest
+        self._scale = (self.STEPS - 1) / max(highest - lowest, 1e-30)
+        self._normal, self._defective, self._weight = np.zeros((3, self.STEPS))
+        self._regions = 0
+
+    def add(self, anomaly_map: FloatArray, mask: ByteArray) -> None:
+        """Args: anomaly_map (H, W); mask (H, W), nonzero where defective."""
+        steps = np.rint((anomaly_map.ravel().astype(np.float64) - self._lowest) * self._scale)
+        bins, truth = steps.clip(0, self.STEPS - 1).astype(np.intp), mask.ravel() > 0
+        weights, regions = _region_weights(mask)
+        self._normal += np.bincount(bins[~truth], minlength=self.STEPS)
+        self._defective += np.bincount(bins[truth], minlength=self.STEPS)
+        self._weight += np.bincount(bins[truth], weights.ravel()[truth], minlength=self.STEPS)
+        self._regions += regions
+
+    def pixel_auroc(self) -> float:
+        """As `pixel_auroc`; nan without defective or without defect-free pixels."""
+        pairs = self._normal.sum() * self._defective.sum()
+        below = np.cumsum(self._normal) - 0.5 * self._normal
+        return float((self._defective * below).sum() / pairs) if pairs else math.nan
+
+    def aupro(self, limit: float = 0.3) -> float:
+        """As `aupro`."""
+        if not self._regions or not self._normal.any():
+            return math.nan
+        falling = np.flatnonzero(self._normal + self._defective)[::-1]
+        fpr = np.cumsum(self._normal[falling]) / self._normal.sum()
+        return _area_up_to(limit, fpr, np.cumsum(self._weight[falling]) / self._regions)
 
 
 def _region_weights(mask: ByteArray) -> tuple[FloatArray, int]:

@@ -13,7 +13,7 @@ from hypothesis.extra.numpy import arrays
 from scipy import ndimage, stats
 from sklearn import metrics as sklearn_metrics
 
-from inspectad.metrics import Rate, aupro, auroc, average_precision, best_f1, f1, pixel_auroc
+from inspectad.metrics import PixelCounts, Rate, aupro, auroc, average_precision, best_f1, f1, pixel_auroc
 
 QUICK = settings(deadline=None, max_examples=60)
 TIED_SCORES = st.lists(st.sampled_from([-1.5, 0.0, 0.25, 0.5, 1.0, 7.0]), min_size=1, max_size=30).map(np.array)
@@ -149,6 +149,52 @@ def test_aupro_equals_the_brute_force(images: tuple[list[np.ndarray], list[np.nd
     truth = np.concatenate([mask.ravel() for mask in images[1]])
     assume(0 < np.count_nonzero(truth) < truth.size)
     assert aupro(*images, limit) == pytest.approx(slow_aupro(*images, limit), abs=1e-6)
+
+
+def counted(maps: Sequence[np.ndarray], masks: Sequence[np.ndarray]) -> PixelCounts:
+    counts = PixelCounts(min(float(m.min()) for m in maps), max(float(m.max()) for m in maps))
+    for anomaly_map, mask in zip(maps, masks, strict=True):
+        counts.add(anomaly_map, mask)
+    return counts
+
+
+@settings(QUICK, max_examples=150)
+@given(maps_and_masks(), st.sampled_from([0.3, 0.05, 1.0]), st.integers(0, 2**32 - 1))
+def test_counted_pixels_give_what_all_pixels_at_once_give(
+    images: tuple[list[np.ndarray], list[np.ndarray]], limit: float, seed: int
+) -> None:
+    maps, masks = images
+    truth = np.concatenate([mask.ravel() for mask in masks]) > 0
+    assume(0 < np.count_nonzero(truth) < truth.size)
+    steps = np.random.default_rng(seed)  # whole steps, so that nothing but true ties ties
+    maps = [steps.choice([0, 1, 17, 40_000, 65_535], m.shape).astype(np.float32) for m in maps]
+    counts = PixelCounts(0, 65_535)
+    for anomaly_map, mask in zip(maps, masks, strict=True):
+        counts.add(anomaly_map, mask)
+    scores = np.concatenate([m.ravel() for m in maps])
+    assert counts.pixel_auroc() == pytest.approx(sklearn_metrics.roc_auc_score(truth, scores), abs=1e-9)
+    assert counts.aupro(limit) == pytest.approx(slow_aupro(maps, masks, limit), abs=1e-6)
+
+
+def test_counting_in_steps_costs_less_than_what_is_ever_printed() -> None:
+    random = np.random.default_rng(0)
+    masks = [np.zeros((200, 300), np.uint8) for _ in range(8)]
+    for mask in masks[4:]:
+        y, x = random.integers(0, 150, 2)
+        mask[y : y + 30, x : x + 20] = 255
+    maps = [random.lognormal(0, 0.3, mask.shape).astype(np.float32) * (1 + (mask > 0)) for mask in masks]
+    counts = counted(maps, masks)
+    assert counts.pixel_auroc() == pytest.approx(pixel_auroc(maps, masks), abs=1e-6)
+    assert counts.aupro() == pytest.approx(aupro(maps, masks), abs=1e-6)
+
+
+def test_counted_pixels_of_one_score_only() -> None:
+    mask = one_defect()
+    counts = counted([np.ones(mask.shape, np.float32)], [mask])
+    assert (counts.pixel_auroc(), counts.aupro()) == (0.5, pytest.approx(0.15, abs=1e-7))
+    nothing = PixelCounts(0, 1)
+    assert math.isnan(nothing.pixel_auroc())
+    assert math.isnan(nothing.aupro())
 
 
 def one_defect(size: int = 20) -> np.ndarray:

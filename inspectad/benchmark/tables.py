@@ -51,9 +51,9 @@ COMPARISON = (
 NOTES = """\
 Mean over the seeds, ± standard deviation over the seeds (none for a single one); the means over sets give every set
 the same weight ("of 3": only so many have that figure). F1, false rejects and escapes are at the threshold that the
-model ships with, best F1 at the best threshold for these very images. AUPRO up to a false-positive rate of 0.3. Fit: the
-whole training with calibration, export and proof. Images/s: reading, decoding and inference of the test images, without
-heatmaps."""
+model ships with, best F1 at the best threshold for these very images. AUPRO up to a false-positive rate of 0.3. Fit:
+the whole training with calibration, export and proof. Images/s: reading, decoding and inference of the test images,
+without heatmaps."""
 PEER_NOTES = """\
 The same images, input size and backbone weights in the same run, over the draws that both managed. The peer has all
 good images in its memory bank, raw scores, and the input scale that the weights expect; it draws no pictures."""
