@@ -256,6 +256,12 @@ def test_options_that_would_fail_in_every_cell_fail_before_the_first(
         loop(succeed, **options)
 
 
+def test_an_output_that_is_a_file_is_refused_at_once(loop, tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(UsageError, match="out: is a file"):
+        loop(succeed)
+
+
 def test_a_bug_in_a_cell_is_its_error(parts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> None:
         raise ZeroDivisionError("division\nby zero")

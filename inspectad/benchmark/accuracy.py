@@ -57,10 +57,15 @@ def run_accuracy(config: AccuracyConfig, watcher: Watcher, stopped: Callable[[],
         KeyboardInterrupt: stopped; finished cells stay.
     """
     for method in config.methods:
-        options = TrainConfig(
-            good=Path(), method=method, size_px=config.size_px, false_reject_rate=config.false_reject_rate
+        check_config(
+            TrainConfig(
+                good=Path(),
+                output=config.output,
+                method=method,
+                size_px=config.size_px,
+                false_reject_rate=config.false_reject_rate,
+            )
         )
-        check_config(options)
     datasets = read_datasets(config.datasets)
     peer = find_peer(config.peer) if config.peer is not None else None
     cells = plan(config, datasets, peer.version if peer else "")

@@ -110,7 +110,7 @@ def _oddities(result: AccuracyResult) -> list[str]:
 def _rich_table(headings: list[str], rows: list[list[str]]) -> Table:
     found = Table(box=None, pad_edge=False)
     for heading in headings:
-        found.add_column(heading)
+        found.add_column(heading, overflow="fold")
     for row in rows:
         found.add_row(*(escape(console.printable(cell)) for cell in row))
     return found
