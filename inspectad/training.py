@@ -111,7 +111,7 @@ def train(config: TrainConfig, say: Step = lambda *_: None) -> TrainReport:
     say("exporting and proving the graph", 0, 1)
     graph, parity, samples = _export_and_prove(module, good, defects, calibration)
     weights = pack_weights(module, samples)
-    manifest = _manifest(config, settings, selection, calibration, parity, weights)
+    manifest = _manifest(config, settings, trainer.describe(), selection, calibration, parity, weights)
     data = append_manifest(graph, manifest)
     write_model(config.output, data, manifest, weights)
     return TrainReport(
@@ -204,6 +204,7 @@ def unpack_weights(data: bytes) -> tuple[dict[str, Tensor], list[ByteArray]]:
 def _manifest(
     config: TrainConfig,
     settings: TrainSettings,
+    described: dict[str, str],
     selection: Selection,
     calibration: Calibration,
     parity: Parity,
@@ -226,7 +227,7 @@ def _manifest(
         full_scale=selection.full_scale,
         aspect_range=(min(aspects), max(aspects)),
         seed=config.seed,
-        settings={"bank_size": str(settings.bank_size)},
+        settings=described,
         calibration=calibration,
         parity=parity,
         good_images=_trained_on(selection.good),

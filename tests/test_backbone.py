@@ -52,8 +52,12 @@ def test_the_embedded_network_equals_timm(timm_network: torch.nn.Module, size_hw
     images = random_images(size_hw)
     expected = timm_network.forward_intermediates((images - 127) / 128, indices=[2, 3], intermediates_only=True)
     found = network(images)
-    assert [f.shape[1] for f in found] == [40, 112]
-    for ours, theirs in zip(found, expected, strict=True):
+    activations: list[torch.Tensor] = []
+    hook = timm_network.blocks[4][1].bn2.register_forward_hook(lambda *call: activations.append(call[2]))
+    timm_network.forward_features((images - 127) / 128)
+    hook.remove()
+    assert [f.shape[1] for f in found] == [40, 112, 672]
+    for ours, theirs in zip(found, [*expected, *activations], strict=True):
         assert relative_difference(ours, theirs) < 1e-5
 
 

@@ -11,12 +11,17 @@ from scipy.spatial.distance import cdist
 
 from inspectad.demo_part import DEFECTS, render_part
 from inspectad.methods.memory_bank import (
+    LEVELS,
+    SAME,
     SMOOTHING_PX,
-    SOFTNESS,
     TOP_SHARE,
+    Level,
+    LevelBank,
     MemoryBank,
     MemoryBankTrainer,
     nearest_distance,
+    patch_vectors,
+    random_directions,
     restore_memory_bank,
     soft_normalise,
 )
@@ -33,7 +38,7 @@ def unit_vectors(count: int, dimensions: int, seed: int) -> np.ndarray:
 
 
 def exact_nearest(patches: np.ndarray, bank: np.ndarray) -> np.ndarray:
-    return cdist(patches.astype(np.float64), bank.astype(np.float64)).min(axis=1)
+    return np.maximum(cdist(patches.astype(np.float64), bank.astype(np.float64)).min(axis=1), SAME)
 
 
 def settings_of(size_hw: tuple[int, int] = SIZE_HW, seed: int = 0, bank_size: int = 512) -> TrainSettings:
@@ -56,17 +61,31 @@ def judge(module: MemoryBank, image: np.ndarray) -> tuple[float, np.ndarray]:
     return float(score[0]), anomaly_map[0].numpy()
 
 
-def levels_of(module: MemoryBank, image: np.ndarray) -> list[np.ndarray]:
-    """Raw features of one image: (patches, C) a level."""
+def maps_of(module: MemoryBank, image: np.ndarray) -> list[np.ndarray]:
+    """The backbone's maps of one image: (C, h, w) each."""
     with torch.inference_mode():
-        levels = module.features(torch.from_numpy(image).unsqueeze(0))
-    return [level[0].flatten(1).T.numpy().astype(np.float64) for level in levels]
+        maps = module.backbone(torch.from_numpy(image).permute(2, 0, 1)[None].float())
+    return [m[0].numpy().astype(np.float64) for m in maps]
 
 
-def patches_of(module: MemoryBank, image: np.ndarray) -> np.ndarray:
-    """What the bank is searched for, in numpy: each level x / (|x| + offset), side by side."""
-    pairs = zip(levels_of(module, image), module.offsets.tolist(), strict=True)
-    return np.concatenate([x / (np.linalg.norm(x, axis=1, keepdims=True) + offset) for x, offset in pairs], axis=1)
+def vectors_of(level: Level, maps: list[np.ndarray]) -> np.ndarray:
+    """What a level makes of the maps, in numpy: (D, h, w)."""
+    x = maps[level.source]
+    if level.side > 1:  # mean of the places inside the map
+        box = np.ones((level.side, level.side))
+        sums = np.stack([ndimage.convolve(channel, box, mode="constant") for channel in x])
+        x = sums / ndimage.convolve(np.ones(x.shape[1:]), box, mode="constant")
+    if level.is_relative:
+        x = x - x.mean(axis=(1, 2), keepdims=True)
+    if level.dimensions is not None:
+        x = np.einsum("chw,cd->dhw", x, random_directions(len(x), level.dimensions))
+    return x
+
+
+def patches_of(bank: LevelBank, maps: list[np.ndarray]) -> np.ndarray:
+    """What a bank is searched for, in numpy: x / (|x| + offset), (patches, D)."""
+    x = vectors_of(bank.level, maps).reshape(-1, maps[bank.level.source][0].size).T
+    return x / (np.linalg.norm(x, axis=1, keepdims=True) + float(bank.offset))
 
 
 @QUICK
@@ -92,9 +111,10 @@ def test_the_distance_to_a_close_neighbour_keeps_its_digits(
     assert np.median(found / np.maximum(expected, 1e-6)) == pytest.approx(1.0, abs=1e-3)
 
 
-def test_a_patch_in_the_bank_has_distance_zero() -> None:
+def test_a_patch_in_the_bank_is_the_same_whichever_of_its_copies_is_found() -> None:
     bank = torch.from_numpy(unit_vectors(300, 152, 0))
-    assert float(nearest_distance(bank[::7], bank).max()) <= 1.1e-6
+    copies = torch.cat([bank + 1e-5, bank])
+    assert torch.equal(nearest_distance(bank[::7], copies), torch.full((43,), SAME))
 
 
 @QUICK
@@ -114,8 +134,13 @@ def test_score_and_map_follow_from_the_pieces() -> None:
     image = render_part(9, "dent", size_hw).image
     score, anomaly_map = judge(module, image)
     height, width = 12, 16  # stride 8
-    distances = exact_nearest(patches_of(module, image), module.bank.numpy()).reshape(height, width)
-    coarse = ndimage.gaussian_filter(distances, SMOOTHING_PX / 8, mode="nearest", truncate=4)
+    maps, total = maps_of(module, image), np.zeros((height, width))
+    for bank in module.banks:
+        h, w = maps[bank.level.source].shape[1:]
+        distances = exact_nearest(patches_of(bank, maps), bank.bank.numpy()).reshape(h, w)
+        total += bank.level.weight * cv2.resize(distances, (width, height), interpolation=cv2.INTER_LINEAR)
+    total /= sum(bank.level.weight for bank in module.banks)
+    coarse = ndimage.gaussian_filter(total, SMOOTHING_PX / 8, mode="nearest", truncate=4)
     top = max(1, round(TOP_SHARE * height * width))
     assert score == pytest.approx(np.sort(coarse.ravel())[-top:].mean(), rel=1e-4)
     enlarged = cv2.resize(coarse, (128, 96), interpolation=cv2.INTER_LINEAR)
@@ -125,26 +150,50 @@ def test_score_and_map_follow_from_the_pieces() -> None:
 @QUICK
 @given(st.integers(1, 5), st.integers(1, 5), st.floats(0, 3), st.integers(0, 10**6))
 def test_soft_normalisation_divides_by_length_plus_offset(height: int, width: int, offset: float, seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    levels = [rng.standard_normal((2, channels, height, width)).astype(np.float32) for channels in (3, 7)]
-    found = soft_normalise([torch.from_numpy(x) for x in levels], [torch.tensor(offset), torch.tensor(0.0)]).numpy()
-    assert found.shape == (2, height, width, 10)
-    expected = np.moveaxis(levels[0] / (np.linalg.norm(levels[0], axis=1, keepdims=True) + np.float32(offset)), 1, -1)
-    np.testing.assert_allclose(found[..., :3], expected, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(np.linalg.norm(found[..., 3:], axis=-1), 1.0, atol=1e-5)  # offset 0: unit length
+    x = np.random.default_rng(seed).standard_normal((2, 7, height, width)).astype(np.float32)
+    found = soft_normalise(torch.from_numpy(x), torch.tensor(offset)).numpy()
+    expected = np.moveaxis(x / (np.linalg.norm(x, axis=1, keepdims=True) + np.float32(offset)), 1, -1)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    units = soft_normalise(torch.from_numpy(x), torch.tensor(0.0)).numpy()
+    np.testing.assert_allclose(np.linalg.norm(units, axis=-1), 1.0, atol=1e-5)
 
 
 def test_a_patch_without_features_is_no_division_by_zero() -> None:
     zero = torch.zeros(1, 4, 2, 2)
-    assert torch.equal(soft_normalise([zero], [torch.tensor(0.0)]), torch.zeros(1, 2, 2, 4))
+    assert torch.equal(soft_normalise(zero, torch.tensor(0.0)), torch.zeros(1, 2, 2, 4))
 
 
-def test_the_offsets_are_half_the_mean_length_of_the_good_patches() -> None:
+@pytest.mark.parametrize("level", LEVELS["efficientnet_lite0"])
+def test_the_vectors_of_a_level_equal_numpy(level: Level) -> None:
+    rng = np.random.default_rng(5)
+    maps = [rng.standard_normal((c, h, w)) for c, h, w in ((40, 6, 8), (112, 3, 4), (672, 3, 4))]
+    found = patch_vectors(level, [torch.from_numpy(m.astype(np.float32))[None] for m in maps])[0].numpy()
+    np.testing.assert_allclose(found, vectors_of(level, maps), rtol=1e-3, atol=1e-4)
+
+
+def test_a_relative_level_ignores_what_all_places_of_an_image_share() -> None:
+    level = next(level for level in LEVELS["efficientnet_lite0"] if level.is_relative)
+    maps = [torch.randn(1, c, 6, 6, generator=torch.Generator().manual_seed(c)) for c in (40, 112)]
+    shifted = [m + torch.linspace(-3, 3, m.shape[1])[None, :, None, None] for m in maps]
+    torch.testing.assert_close(patch_vectors(level, maps), patch_vectors(level, shifted), rtol=1e-4, atol=1e-5)
+
+
+def test_the_random_directions_are_orthonormal_and_keep_distances() -> None:
+    directions = random_directions(672, 160)
+    np.testing.assert_allclose(directions.T @ directions, np.eye(160), atol=1e-5)
+    pairs = np.random.default_rng(1).standard_normal((500, 672))
+    ratio = np.linalg.norm(pairs @ directions, axis=1) / np.linalg.norm(pairs, axis=1)
+    assert ratio.mean() == pytest.approx(np.sqrt(160 / 672), rel=0.01)
+    assert ratio.std() < 0.06 * ratio.mean()
+
+
+def test_the_offsets_are_a_share_of_the_mean_length_of_the_good_patches() -> None:
     module = fitted(images=2)
-    levels = [levels_of(module, render_part(i, None, (96, 128)).image) for i in range(2)]
-    lengths = [np.linalg.norm(np.concatenate(level), axis=1).mean() for level in zip(*levels, strict=True)]
-    assert SOFTNESS == 0.5
-    np.testing.assert_allclose(module.offsets.numpy(), 0.5 * np.array(lengths), rtol=1e-5)
+    maps = [maps_of(module, render_part(i, None, (96, 128)).image) for i in range(2)]
+    for bank in module.banks:
+        lengths = [np.linalg.norm(vectors_of(bank.level, m), axis=0).ravel() for m in maps]
+        expected = bank.level.softness * np.concatenate(lengths).mean()
+        assert float(bank.offset) == pytest.approx(expected, rel=1e-4)
 
 
 def test_the_score_is_the_mean_of_the_highest_hundredth(bank_of_parts: MemoryBank) -> None:
@@ -167,7 +216,7 @@ def test_a_defect_raises_the_score_and_the_peak_lies_on_it(bank_of_parts: Memory
 
 def test_a_training_image_scores_lowest() -> None:
     module = fitted(images=2, bank_size=10**6)  # every patch is kept
-    assert judge(module, render_part(0, None, (96, 128)).image)[0] < 1e-5
+    assert judge(module, render_part(0, None, (96, 128)).image)[0] < 1.01 * SAME
     assert judge(module, render_part(5, None, (96, 128)).image)[0] > 0.05
 
 
@@ -184,9 +233,11 @@ def test_images_of_a_batch_do_not_influence_each_other() -> None:
 
 def test_the_same_seed_gives_the_same_bank_and_another_seed_another() -> None:
     first, again, other = fitted(seed=3), fitted(seed=3), fitted(seed=4)
-    assert first.bank.shape == (200, 152)
-    assert torch.equal(first.bank, again.bank)
-    assert not torch.equal(first.bank, other.bank)
+    shapes = [tuple(bank.bank.shape) for bank in first.banks]
+    assert shapes == [(200, 40), (96, 112), (96, 160), (96, 112)]  # at stride 16 two images have 96 patches
+    pairs = list(zip(first.banks, again.banks, strict=True))
+    assert all(torch.equal(a.bank, b.bank) for a, b in pairs)
+    assert not torch.equal(first.banks[0].bank, other.banks[0].bank)
 
 
 def test_the_bank_holds_patches_of_the_images_it_was_fitted_to_and_of_no_other() -> None:
@@ -194,9 +245,10 @@ def test_the_bank_holds_patches_of_the_images_it_was_fitted_to_and_of_no_other()
     trainer = MemoryBankTrainer(parts, [], settings_of((96, 128), bank_size=150))
     trainer.fit(range(4))  # fills the cache of patches
     module = trainer.fit([1, 3])
-    patches = [patches_of(module, part) for part in parts]
-    assert exact_nearest(module.bank.numpy(), np.concatenate([patches[1], patches[3]])).max() < 1e-4
-    assert exact_nearest(module.bank.numpy(), np.concatenate([patches[0], patches[2]])).min() > 1e-3
+    for bank in module.banks:
+        patches = [patches_of(bank, maps_of(module, part)) for part in parts]
+        assert exact_nearest(bank.bank.numpy(), np.concatenate([patches[1], patches[3]])).max() <= SAME
+        assert exact_nearest(bank.bank.numpy(), np.concatenate([patches[0], patches[2]])).min() > 0.01
 
 
 def test_a_restored_module_computes_the_same() -> None:

@@ -22,6 +22,9 @@ class Trainer(Protocol):
     def fit(self, good: Sequence[int]) -> nn.Module:
         """Train on these of the good images (indices), and nothing else of them."""
 
+    def describe(self) -> dict[str, str]:
+        """The method's own numbers and choices, which the manifest keeps and ``info`` shows."""
+
 
 @dataclass(frozen=True, slots=True)
 class Method:

@@ -1,15 +1,22 @@
-"""Nearest neighbour in a memory bank of normal patch features: the default method.
+"""Nearest neighbour in memory banks of normal patch features: the default method.
 
-After PatchCore (Roth et al., CVPR 2022): patch features of a frozen backbone at strides 8 and 16, averaged over
-3 x 3 patches, thinned to a k-centre coreset; a patch is as anomalous as its distance to the nearest one kept.
-Different here, each measured (README, "What was measured"): the features of each level are normalised softly, so that
-neither level and no patch of high contrast dominates; the image score is the mean of the top 1 % of the map instead
-of a reweighted maximum. Random, and seeded, are the projection that the coreset is chosen in and, where the images
-hold more patches than `CANDIDATES`, which of them are considered.
+After PatchCore (Roth et al., CVPR 2022): patch features of a frozen backbone, thinned to a k-centre coreset; a patch is
+as anomalous as its distance to the nearest one kept. Different here, each measured (README, "What was measured"):
+
+- several kinds of patch (`LEVELS`), from fine detail to wide context, each with a bank of its own at its own stride,
+  instead of one long vector: what one kind cannot tell apart does not drown what another sees;
+- features are normalised softly, so that no patch of high contrast dominates;
+- the widest kind is relative to the image's own mean, so that another exposure of the same part is no anomaly;
+- the image score is the mean of the top 1 % of the map instead of a reweighted maximum.
+
+Random, and seeded, are the projection that the coreset is chosen in and, where the images hold more patches than
+`CANDIDATES`, which of them are considered. Nothing assumes that normal images are of one kind.
 """
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import torch
@@ -22,83 +29,146 @@ from inspectad.nn.settings import TrainSettings
 from inspectad.nn.smoothing import GaussianBlur
 from inspectad.training_data import TrainingImages
 
-CANDIDATES = (
-    65536  # patches that the coreset is chosen from, shared evenly: 40 MB (Lite0) however many images there are
-)
+CANDIDATES = 65536  # patches that a coreset is chosen from, shared evenly: 110 MB (Lite0) however many images there are
 PROJECTED = 32  # dimensions that the coreset is chosen in
-SOFTNESS = 0.5  # of the mean length of a level's vectors: the offset of `soft_normalise`
 TOP_SHARE = 0.01  # share of the map whose mean is the image score
+SAME = 0.003  # patches that are nearer than this are the same; normal ones are .1 to 1 apart
 SMOOTHING_PX = 4.0  # sigma of the Gaussian on the map, in input pixels
 
 
-class PatchFeatures(nn.Module):
-    """Backbone to one feature vector a patch: all levels at the finest stride, averaged over 3 x 3 patches."""
+@dataclass(frozen=True, slots=True)
+class Level:
+    """One kind of patch vector.
 
-    def __init__(self, backbone: nn.Module) -> None:
-        super().__init__()
-        self.backbone = backbone
+    Attributes:
+        source: which of the backbone's maps it is made from.
+        weight: of its distances in the anomaly map.
+        softness: the offset of `soft_normalise`, as a share of the vectors' mean length.
+        side: patches are averaged over side x side places.
+        is_relative: the image's own mean is subtracted.
+        dimensions: it is projected to so many; None for all channels.
+    """
 
-    def forward(self, images: Tensor) -> list[Tensor]:
-        """Args: images uint8 (B, H, W, 3). Returns: one (B, C, h, w) a level, all of one height and width."""
-        levels = self.backbone(images.permute(0, 3, 1, 2).float())
-        size = levels[0].shape[-2:]
-        pooled = [F.avg_pool2d(level, 3, 1, 1, count_include_pad=False) for level in levels]
-        return [
-            p if p.shape[-2:] == size else F.interpolate(p, size, mode="bilinear", align_corners=False) for p in pooled
-        ]
+    source: int
+    weight: float = 1.0
+    softness: float = 0.5
+    side: int = 1
+    is_relative: bool = False
+    dimensions: int | None = None
+
+    def __str__(self) -> str:
+        parts = [f"map {self.source} of the backbone", f"{self.side} x {self.side} places"]
+        parts += [f"{self.dimensions} random directions"] if self.dimensions else []
+        parts += ["relative to the image's mean"] if self.is_relative else []
+        return ", ".join([*parts, f"weight {self.weight:g}"])
 
 
-def soft_normalise(levels: Sequence[Tensor], offsets: Sequence[Tensor]) -> Tensor:
-    """Patch vectors whose length says little: x / (|x| + offset) for each level, then concatenated.
+_TWO_STAGES: Final = (Level(0), Level(1), Level(1, weight=0.7, softness=0.1, side=3, is_relative=True))
+LEVELS: Final[dict[str, tuple[Level, ...]]] = {
+    "efficientnet_lite0": (*_TWO_STAGES[:2], Level(2, dimensions=160), _TWO_STAGES[2]),
+    "resnet18": _TWO_STAGES,
+    "wide_resnet50_2": _TWO_STAGES,
+}
+
+
+def patch_vectors(level: Level, maps: Sequence[Tensor]) -> Tensor:
+    """The vectors of a level, not yet normalised. Args: maps (B, C, h, w) of the backbone. Returns: (B, D, h, w)."""
+    x = maps[level.source]
+    if level.side > 1:
+        x = F.avg_pool2d(x, level.side, 1, level.side // 2, count_include_pad=False)
+    if level.is_relative:
+        x = x - x.mean(dim=(2, 3), keepdim=True)
+    if level.dimensions is not None:
+        channels = x.shape[1]
+        directions = torch.from_numpy(random_directions(channels, level.dimensions)).to(x.device)
+        x = (x.permute(0, 2, 3, 1) @ directions).permute(0, 3, 1, 2)
+    return x
+
+
+def random_directions(channels: int, dimensions: int) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
+    """Orthonormal columns, always the same: they keep distances up to a common factor and small errors.
+
+    Johnson & Lindenstrauss (1984); unlike principal components they do not drop what no good image shows.
+
+    Returns: (channels, dimensions) float32.
+    """
+    square = np.random.default_rng(0).standard_normal((channels, channels))
+    return np.linalg.qr(square)[0][:, :dimensions].astype(np.float32)
+
+
+def soft_normalise(vectors: Tensor, offset: Tensor) -> Tensor:
+    """Patch vectors whose length says little: x / (|x| + offset).
 
     With offset 0 this is L2 normalisation, which makes the noise of empty background as loud as the part.
 
-    Args: levels (B, C, h, w) each; offsets: one scalar a level. Returns: (B, h, w, D).
+    Args: vectors (B, D, h, w); offset: a scalar. Returns: (B, h, w, D).
     """
-    scaled = [
-        x / (x.square().sum(dim=1, keepdim=True).add(1e-12).sqrt() + offset)
-        for x, offset in zip(levels, offsets, strict=True)
-    ]
-    return torch.cat(scaled, dim=1).permute(0, 2, 3, 1)
+    length = vectors.square().sum(dim=1, keepdim=True).add(1e-12).sqrt()
+    return (vectors / (length + offset)).permute(0, 2, 3, 1)
+
+
+class LevelBank(nn.Module):
+    """Good patches of one level, and how far the patches of an image are from them."""
+
+    bank: Tensor
+    offset: Tensor
+
+    def __init__(self, level: Level, offset: Tensor, bank: Tensor) -> None:
+        """Args: offset of `soft_normalise`; bank (M, D) float32, normalised patches of good images."""
+        super().__init__()
+        self.level = level
+        self.register_buffer("offset", offset)
+        self.register_buffer("bank", bank)
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        """Args: maps of the backbone. Returns: distances (B, 1, h, w) at the level's own stride."""
+        patches = soft_normalise(patch_vectors(self.level, maps), self.offset)
+        height, width, depth = patches.shape[1:]
+        return nearest_distance(patches.reshape(-1, depth), self.bank).view(-1, 1, height, width)
 
 
 class MemoryBank(nn.Module):
-    """The detector: features, nearest neighbour, smoothing and score in one graph."""
+    """The detector: features, nearest neighbours, smoothing and score in one graph."""
 
-    bank: Tensor
-    offsets: Tensor
-
-    def __init__(self, features: PatchFeatures, offsets: Tensor, bank: Tensor) -> None:
-        """Args: offsets (levels,) of `soft_normalise`; bank (M, D) float32, normalised patches of good images."""
+    def __init__(self, backbone: nn.Module, banks: Sequence[LevelBank]) -> None:
         super().__init__()
-        self.features = features
-        self.register_buffer("offsets", offsets)
-        self.register_buffer("bank", bank)
+        self.backbone = backbone
+        self.banks = nn.ModuleList(banks)
+        self.weights = [bank.level.weight / sum(b.level.weight for b in banks) for bank in banks]
         self.blur = GaussianBlur(SMOOTHING_PX / 8)  # the map is at stride 8
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Args: images uint8 (B, H, W, 3). Returns: score (B,), anomaly_map (B, H, W), float32, one unit."""
-        patches = soft_normalise(self.features(images), self.offsets.unbind())
-        height, width, depth = patches.shape[1:]
-        distances = nearest_distance(patches.reshape(-1, depth), self.bank).view(-1, 1, height, width)
-        coarse = self.blur(distances)
+        maps = self.backbone(images.permute(0, 3, 1, 2).float())
+        height, width = maps[0].shape[-2:]
+        distances = [
+            weight * enlarge(bank(maps), (height, width)) for weight, bank in zip(self.weights, self.banks, strict=True)
+        ]
+        coarse = self.blur(torch.stack(distances).sum(dim=0))
         top = max(1, round(TOP_SHARE * height * width))
         score = coarse.flatten(1).topk(top, dim=1).values.mean(dim=1)
-        size = (images.shape[1], images.shape[2])
-        return score, F.interpolate(coarse, size, mode="bilinear", align_corners=False).squeeze(1)
+        return score, enlarge(coarse, (images.shape[1], images.shape[2])).squeeze(1)
+
+
+def enlarge(maps: Tensor, size_hw: tuple[int, int]) -> Tensor:
+    """Maps (B, 1, h, w) to (B, 1, H, W), bilinear."""
+    if maps.shape[-2:] == size_hw:
+        return maps
+    return F.interpolate(maps, size_hw, mode="bilinear", align_corners=False)
 
 
 def nearest_distance(patches: Tensor, bank: Tensor) -> Tensor:
     """Euclidean distance of each patch to its nearest bank vector.
 
     The nearest is found by matrix product; its distance is then taken from the difference, since the expanded
-    form |x|^2 - 2xb + |b|^2 loses all digits where a patch almost equals its neighbour.
+    form |x|^2 - 2xb + |b|^2 loses all digits where a patch almost equals its neighbour. Below `SAME` it is rounding
+    that decides which of several near neighbours is found, differently on every machine: those count as equally near.
 
-    Args: patches (N, D), bank (M, D). Returns: (N,).
+    Args: patches (N, D), bank (M, D). Returns: (N,), at least `SAME`.
     """
     similarity = patches @ bank.T - 0.5 * bank.square().sum(dim=1)
     nearest = bank[similarity.argmax(dim=1)]
-    return (patches - nearest).square().sum(dim=1).clamp_min(1e-12).sqrt()
+    return (patches - nearest).square().sum(dim=1).clamp_min(SAME**2).sqrt()
 
 
 class MemoryBankTrainer:
@@ -110,38 +180,54 @@ class MemoryBankTrainer:
     def __init__(self, good: TrainingImages, _defects: TrainingImages, settings: TrainSettings) -> None:
         self._settings = settings
         self._images = good
+        self._levels = LEVELS[settings.backbone]
         network, _ = load_backbone(settings.backbone, settings.backbone_weights)
-        self._features = PatchFeatures(network).to(settings.device)
+        self._backbone = network.to(settings.device)
         self._patches: dict[int, list[Tensor]] = {}
 
     def fit(self, good: Sequence[int]) -> MemoryBank:
-        """Memory bank of these good images; the same images, settings and seed give the same bank."""
-        levels = [torch.cat(parts) for parts in zip(*(self._patches_of(i) for i in good), strict=True)]
-        offsets = torch.stack([SOFTNESS * level.square().sum(dim=1).sqrt().mean() for level in levels])
-        as_maps = [level[:, :, None, None] for level in levels]
-        candidates = soft_normalise(as_maps, offsets.unbind()).flatten(0, 2).numpy()
-        projected = project(candidates, PROJECTED, self._settings.seed)
-        chosen = np.sort(greedy_coreset(projected, self._settings.bank_size))
-        module = MemoryBank(self._features, offsets, torch.from_numpy(candidates[chosen]))
-        return module.to(self._settings.device).eval()
+        """Memory banks of these good images; the same images, settings and seed give the same banks."""
+        patches = [torch.cat(parts) for parts in zip(*(self._patches_of(i) for i in good), strict=True)]
+        banks = [self._bank(level, x) for level, x in zip(self._levels, patches, strict=True)]
+        return MemoryBank(self._backbone, banks).to(self._settings.device).eval()
+
+    def describe(self) -> dict[str, str]:
+        """Size of the banks and the levels, for people."""
+        levels = {f"level {i}": str(level) for i, level in enumerate(self._levels, 1)}
+        return {"bank_size": str(self._settings.bank_size), **levels}
+
+    def _bank(self, level: Level, vectors: Tensor) -> LevelBank:
+        """Args: vectors (P, D) of the good images, not normalised."""
+        offset = level.softness * vectors.square().sum(dim=1).sqrt().mean()
+        candidates = soft_normalise(vectors[:, :, None, None], offset).flatten(0, 2).numpy()
+        chosen = greedy_coreset(project(candidates, PROJECTED, self._settings.seed), self._settings.bank_size)
+        return LevelBank(level, offset, torch.from_numpy(candidates[np.sort(chosen)]))
 
     def _patches_of(self, index: int) -> list[Tensor]:
-        """Raw features of an image's share of the candidates: one (P, C) a level, on the CPU."""
+        """Vectors of an image's share of the candidates: one (P, D) a level, on the CPU."""
         if index not in self._patches:
             image = torch.from_numpy(self._images[index]).unsqueeze(0).to(self._settings.device)
             with torch.inference_mode():
-                levels = [level.flatten(2)[0].T.cpu() for level in self._features(image)]
-            count = len(levels[0])
-            share = min(count, math.ceil(CANDIDATES / len(self._images)))
+                maps = self._backbone(image.permute(0, 3, 1, 2).float())
+                levels = [patch_vectors(level, maps).flatten(2)[0].T.cpu() for level in self._levels]
             rng = np.random.default_rng((self._settings.seed, index))
-            kept = torch.from_numpy(np.sort(rng.choice(count, share, replace=False)))
-            self._patches[index] = [level[kept].clone() for level in levels]
+            share = math.ceil(CANDIDATES / len(self._images))
+            self._patches[index] = [level[_sample(len(level), share, rng)].clone() for level in levels]
         return self._patches[index]
+
+
+def _sample(count: int, share: int, rng: np.random.Generator) -> Tensor:
+    """At most ``share`` of the indices below ``count``, in ascending order."""
+    return torch.from_numpy(np.sort(rng.choice(count, min(count, share), replace=False)))
 
 
 def restore_memory_bank(tensors: dict[str, Tensor], settings: TrainSettings) -> MemoryBank:
     """The module that ``fit`` returned, from its state dict."""
     network = BACKBONES[settings.backbone].build().eval().requires_grad_(False)
-    module = MemoryBank(PatchFeatures(network), torch.empty_like(tensors["offsets"]), torch.empty_like(tensors["bank"]))
+    empty = [
+        LevelBank(level, torch.empty(()), torch.empty_like(tensors[f"banks.{i}.bank"]))
+        for i, level in enumerate(LEVELS[settings.backbone])
+    ]
+    module = MemoryBank(network, empty)
     module.load_state_dict(tensors)
     return module.eval()

@@ -59,14 +59,21 @@ class InvertedResidual(nn.Module):
         self.skip = stride == 1 and channels == out
 
     def forward(self, x: Tensor) -> Tensor:
+        return self.finish(x, self.activations(x))
+
+    def activations(self, x: Tensor) -> Tensor:
+        """The block's first half: expanded channels, after the depthwise convolution."""
         y: Tensor = F.relu6(self.bn1(self.conv_pw(x)))
-        y = F.relu6(self.bn2(self.conv_dw(y)))
-        y = self.bn3(self.conv_pwl(y))
+        return F.relu6(self.bn2(self.conv_dw(y)))
+
+    def finish(self, x: Tensor, activations: Tensor) -> Tensor:
+        """The block's second half. Args: x, what the block was given; activations of it."""
+        y: Tensor = self.bn3(self.conv_pwl(activations))
         return x + y if self.skip else y
 
 
 class EfficientNetLite0(nn.Module):
-    """Features at strides 8 (40 channels) and 16 (112 channels) of a batch of RGB images."""
+    """Features at strides 8 and 16 of a batch of RGB images."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -88,11 +95,18 @@ class EfficientNetLite0(nn.Module):
         self.blocks = nn.Sequential(*stages)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Args: images float32 (B, 3, H, W) in 0..255. Returns: [(B, 40, H/8, W/8), (B, 112, H/16, W/16)]."""
+        """Features of two stages' ends, and the activations (0..6) in the second block of the last stage.
+
+        Args: images float32 (B, 3, H, W) in 0..255.
+        Returns: [(B, 40, H/8, W/8), (B, 112, H/16, W/16), (B, 672, H/16, W/16)].
+        """
         x = F.relu6(self.bn1(self.conv_stem((images - 127.0) / 128.0)))
-        features: list[Tensor] = []
-        for i, stage in enumerate(self.blocks):
-            x = stage(x)
-            if i in (2, 4):
-                features.append(x)
-        return features
+        at_8 = self.blocks[:3](x)
+        last = self.blocks[4]
+        assert isinstance(last, nn.Sequential)
+        first, second, *others = last
+        assert isinstance(second, InvertedResidual)
+        x = first(self.blocks[3](at_8))
+        activations = second.activations(x)
+        x = nn.Sequential(*others)(second.finish(x, activations))
+        return [at_8, x, activations]
