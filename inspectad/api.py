@@ -23,7 +23,7 @@ def train(
     size_px: int | None = None,
     backbone: str = "efficientnet_lite0",
     backbone_weights: str | Path | None = None,
-    false_reject_rate: float = 0.01,
+    false_reject_rate: float = 0.05,
     device: str = "auto",
     seed: int = 0,
     say: Callable[[str, int, int], None] = lambda *_: None,

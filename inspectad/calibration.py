@@ -30,7 +30,7 @@ from inspectad.records import FloatArray
 
 Floats = npt.NDArray[np.float64]
 
-PRIOR_SD: Final = 0.07
+PRIOR_SD: Final = 0.05
 """Spread of log image scores expected of good images before any is seen, and
 `PRIOR_IMAGES`, how many images that expectation counts for."""
 PRIOR_IMAGES: Final = 10

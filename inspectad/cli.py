@@ -141,7 +141,7 @@ def train(
     size: Annotated[
         int | None, typer.Option(help="Longer side of the network's input in pixels; chosen from the images if absent.")
     ] = None,
-    false_reject_rate: Annotated[float, typer.Option(help="Share of good images that may be called NG.")] = 0.01,
+    false_reject_rate: Annotated[float, typer.Option(help="Share of good images that may be called NG.")] = 0.05,
     backbone: Annotated[str, typer.Option(help="Feature network.")] = "efficientnet_lite0",
     backbone_weights: Annotated[
         Path | None, typer.Option(help="Its weights (.safetensors or .pth), if not the embedded ones.")
@@ -305,7 +305,7 @@ def accuracy(
     size: Annotated[
         int | None, typer.Option(help="Longer side of the network's input in pixels; chosen from the images if absent.")
     ] = None,
-    false_reject_rate: Annotated[float, typer.Option(help="Share of good images that may be called NG.")] = 0.01,
+    false_reject_rate: Annotated[float, typer.Option(help="Share of good images that may be called NG.")] = 0.05,
     peer: Annotated[
         Path | None, typer.Option(help="A Python that has anomalib, to compare with its PatchCore on the same images.")
     ] = None,

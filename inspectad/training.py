@@ -55,7 +55,7 @@ class TrainConfig:
     size_px: int | None = None
     backbone: str = "efficientnet_lite0"
     backbone_weights: Path | None = None
-    false_reject_rate: float = 0.01
+    false_reject_rate: float = 0.05
     device: str = "auto"
     seed: int = 0
 
@@ -129,7 +129,7 @@ def check_config(config: TrainConfig) -> None:
     if config.method not in METHODS:
         raise UsageError(f"no method named {config.method!r}; there are: {', '.join(METHODS)}")
     if not 0 < config.false_reject_rate < 0.5:
-        raise UsageError(f"--false-reject-rate {config.false_reject_rate}: give a share between 0 and 0.5, as 0.01")
+        raise UsageError(f"--false-reject-rate {config.false_reject_rate}: give a share between 0 and 0.5, as 0.05")
     if config.size_px is not None and not 64 <= config.size_px <= 2048:
         raise UsageError(f"--size {config.size_px}: give the longer side in pixels, from 64 to 2048")
     if config.output.exists() and not config.output.is_dir():
