@@ -16,6 +16,7 @@ Random, and seeded, are the projection that the coreset is chosen in and, where 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Final
 
 import numpy as np
@@ -66,9 +67,13 @@ class Level:
 _TWO_STAGES: Final = (Level(0), Level(1), Level(1, weight=0.7, softness=0.1, side=3, is_relative=True))
 LEVELS: Final[dict[str, tuple[Level, ...]]] = {
     "efficientnet_lite0": (*_TWO_STAGES[:2], Level(2, dimensions=160), _TWO_STAGES[2]),
-    "resnet18": _TWO_STAGES,
-    "wide_resnet50_2": _TWO_STAGES,
 }
+"""Of the backbones that give more than two stages; every other one has those of `_TWO_STAGES`."""
+
+
+def levels_of(backbone: str) -> tuple[Level, ...]:
+    """The levels of a backbone. Args: backbone: a key of ``BACKBONES``."""
+    return LEVELS.get(backbone, _TWO_STAGES)
 
 
 def patch_vectors(level: Level, maps: Sequence[Tensor]) -> Tensor:
@@ -85,6 +90,7 @@ def patch_vectors(level: Level, maps: Sequence[Tensor]) -> Tensor:
     return x
 
 
+@cache  # 0.06 s for 672 channels, and every image that is scored in training needs them
 def random_directions(channels: int, dimensions: int) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
     """Orthonormal columns, always the same: they keep distances up to a common factor and small errors.
 
@@ -180,7 +186,7 @@ class MemoryBankTrainer:
     def __init__(self, good: TrainingImages, _defects: TrainingImages, settings: TrainSettings) -> None:
         self._settings = settings
         self._images = good
-        self._levels = LEVELS[settings.backbone]
+        self._levels = levels_of(settings.backbone)
         network, _ = load_backbone(settings.backbone, settings.backbone_weights)
         self._backbone = network.to(settings.device)
         self._patches: dict[int, list[Tensor]] = {}
@@ -226,7 +232,7 @@ def restore_memory_bank(tensors: dict[str, Tensor], settings: TrainSettings) -> 
     network = BACKBONES[settings.backbone].build().eval().requires_grad_(False)
     empty = [
         LevelBank(level, torch.empty(()), torch.empty_like(tensors[f"banks.{i}.bank"]))
-        for i, level in enumerate(LEVELS[settings.backbone])
+        for i, level in enumerate(levels_of(settings.backbone))
     ]
     module = MemoryBank(network, empty)
     module.load_state_dict(tensors)
