@@ -46,6 +46,15 @@ class Method(StrEnum):
     memory_bank = "memory_bank"
 
 
+class PoseName(StrEnum):
+    """In which ways parts lie; `inspectad.pose` holds what is behind the names."""
+
+    auto = "auto"
+    fixed = "fixed"
+    mirrored = "mirrored"
+    any = "any"
+
+
 class TrainDevice(StrEnum):
     """Where training runs."""
 
@@ -142,6 +151,9 @@ def train(
         int | None, typer.Option(help="Longer side of the network's input in pixels; chosen from the images if absent.")
     ] = None,
     false_reject_rate: Annotated[float, typer.Option(help="Share of good images that may be called NG.")] = 0.05,
+    pose: Annotated[
+        PoseName, typer.Option(help="How good parts may lie: at any angle, mirrored; auto asks the good images.")
+    ] = PoseName.auto,
     backbone: Annotated[str, typer.Option(help="Feature network.")] = "efficientnet_lite0",
     backbone_weights: Annotated[
         Path | None, typer.Option(help="Its weights (.safetensors or .pth), if not the embedded ones.")
@@ -165,6 +177,7 @@ def train(
             backbone=backbone,
             backbone_weights=backbone_weights,
             false_reject_rate=false_reject_rate,
+            pose=pose.value,
             device=device.value,
             seed=seed,
             say=progress.step,

@@ -148,7 +148,9 @@ def resize(image: ByteArray, size_hw: tuple[int, int]) -> ByteArray:
     return image
 
 
-def choose_input_size(sizes_hw: Sequence[tuple[int, int]], longer_px: int | None = None) -> tuple[int, int]:
+def choose_input_size(
+    sizes_hw: Sequence[tuple[int, int]], longer_px: int | None = None, scale: float = 1.0
+) -> tuple[int, int]:
     """Input size (H, W) for a set of images: their median aspect ratio, multiples of the stride.
 
     Without ``longer_px``: about 320 x 320 pixels of area for parts up to 1.56 : 1; longer ones keep 256 on the
@@ -157,13 +159,14 @@ def choose_input_size(sizes_hw: Sequence[tuple[int, int]], longer_px: int | None
     Args:
         sizes_hw: height and width of the training images, at least one.
         longer_px: the longer side wanted (``--size``).
+        scale: without it, so many times the usual length.
     """
     aspect = math.exp(float(np.median([math.log(w / h) for h, w in sizes_hw])))  # W / H
     stretch = max(aspect, 1 / aspect)
     if longer_px is not None:
         longer = float(longer_px)
     else:
-        longer = min(max(_BASE_PX / math.sqrt(stretch), _MIN_SHORT_PX) * stretch, _MAX_LONG_PX)
+        longer = min(scale * max(_BASE_PX / math.sqrt(stretch), _MIN_SHORT_PX) * stretch, _MAX_LONG_PX)
     long_px, short_px = _to_stride(longer), _to_stride(longer / stretch)
     return (short_px, long_px) if aspect >= 1 else (long_px, short_px)
 

@@ -1,5 +1,6 @@
 """``inspectad train``: from folders of images to a calibrated model whose exported graph is proved."""
 
+import dataclasses
 import hashlib
 import platform
 import time
@@ -21,7 +22,8 @@ from inspectad.manifest import SCHEMA_VERSION, Calibration, Manifest, Parity, Tr
 from inspectad.methods import METHODS
 from inspectad.metrics import auroc
 from inspectad.model_file import ONNX_NAME, append_manifest, write_model
-from inspectad.nn.backbone import weights_digest
+from inspectad.nn.backbone import load_backbone, weights_digest
+from inspectad.nn.pose_evidence import examine_pose
 from inspectad.nn.settings import TrainSettings
 from inspectad.onnx_graph import (
     FP32_LIMIT,
@@ -31,11 +33,14 @@ from inspectad.onnx_graph import (
     predict_with_module,
     require_parity,
 )
+from inspectad.pose import FIXED, POSES, pose_named
 from inspectad.records import ByteArray
 from inspectad.training_data import ReadableImage, Selection, TrainingImages, select, survey
 
 SAMPLES: Final = 16
 """Training images kept (at input size) in ``weights.safetensors``, for the parity proof and for int8 calibration."""
+ANY_ANGLE_SCALE: Final = 1.5
+"""How much longer the input is where parts lie at any angle, unless the user chose its size."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +50,7 @@ class TrainConfig:
     Attributes:
         size_px: longer side of the network's input; None chooses it from the images.
         false_reject_rate: share of good images that may be called NG.
+        pose: in which ways parts lie, a name of `POSES`; ``auto`` asks the good images.
         device: ``auto``, ``cpu`` or ``cuda``.
     """
 
@@ -56,6 +62,7 @@ class TrainConfig:
     backbone: str = "efficientnet_lite0"
     backbone_weights: Path | None = None
     false_reject_rate: float = 0.05
+    pose: str = "auto"
     device: str = "auto"
     seed: int = 0
 
@@ -88,22 +95,15 @@ def train(config: TrainConfig, say: Step = lambda *_: None) -> TrainReport:
     started = time.perf_counter()
     check_config(config)
     selection = _select(config, say)
-    size_hw = choose_input_size([i.size_hw for i in selection.good], config.size_px)
-    settings = TrainSettings(
-        input_size_hw=size_hw,
-        backbone=config.backbone,
-        backbone_weights=config.backbone_weights,
-        seed=config.seed,
-        device=torch_device(config.device),
-    )
-    good = TrainingImages(selection.good, size_hw, selection.full_scale)
-    defects = TrainingImages(selection.defects, size_hw, selection.full_scale)
+    settings, reasons = choose_settings(config, selection.good, selection.full_scale, say)
+    good = TrainingImages(selection.good, settings.input_size_hw, selection.full_scale)
+    defects = TrainingImages(selection.defects, settings.input_size_hw, selection.full_scale)
     method = METHODS[config.method]
     trainer = method.trainer(good, defects, settings)
     say("learning what good looks like", 0, 1)
     module = trainer.fit(range(len(good)))
     held_out = score_held_out(
-        trainer, good, method.max_folds, module, lambda n, of: say("scoring images held out", n, of)
+        trainer, good, method.max_folds, module, settings.pose, lambda n, of: say("scoring images held out", n, of)
     )
     say("scoring defects", 0, 1)
     scores = np.array([predict_with_module(module, [image]).image_scores[0] for image in defects], np.float32)
@@ -111,7 +111,7 @@ def train(config: TrainConfig, say: Step = lambda *_: None) -> TrainReport:
     say("exporting and proving the graph", 0, 1)
     graph, parity, samples = _export_and_prove(module, good, defects, calibration)
     weights = pack_weights(module, samples)
-    manifest = _manifest(config, settings, trainer.describe(), selection, calibration, parity, weights)
+    manifest = _manifest(config, settings, {**reasons, **trainer.describe()}, selection, calibration, parity, weights)
     data = append_manifest(graph, manifest)
     write_model(config.output, data, manifest, weights)
     return TrainReport(
@@ -132,8 +132,46 @@ def check_config(config: TrainConfig) -> None:
         raise UsageError(f"--false-reject-rate {config.false_reject_rate}: give a share between 0 and 0.5, as 0.05")
     if config.size_px is not None and not 64 <= config.size_px <= 2048:
         raise UsageError(f"--size {config.size_px}: give the longer side in pixels, from 64 to 2048")
+    if config.pose not in POSES:
+        raise UsageError(f"no pose named {config.pose!r}; there are: {', '.join(POSES)}")
     if config.output.exists() and not config.output.is_dir():
         raise UsageError(f"{config.output}: is a file; give a folder for the model with -o")
+
+
+def choose_settings(
+    config: TrainConfig, good: Sequence[ReadableImage], full_scale: int, say: Step = lambda *_: None
+) -> tuple[TrainSettings, dict[str, str]]:
+    """Input size and pose, from the good images where the user did not say.
+
+    Parts at any angle get a larger input: what a turn does to thin lines hides small defects in a small one.
+
+    Args: full_scale: white level of the good images.
+    Returns: the settings, and what they rest on, for people.
+    """
+    sizes_hw = [image.size_hw for image in good]
+    settings = TrainSettings(
+        input_size_hw=choose_input_size(sizes_hw, config.size_px),
+        backbone=config.backbone,
+        backbone_weights=config.backbone_weights,
+        seed=config.seed,
+        device=torch_device(config.device),
+    )
+    reasons = {}
+    if config.pose != "auto":
+        pose, reasons["pose from"] = pose_named(config.pose, len(good)), f"--pose {config.pose}"
+    elif len(good) == 1:
+        pose, reasons["pose from"] = FIXED, "one good image, which cannot tell; give --pose if parts turn"
+    else:
+        backbone, _ = load_backbone(settings.backbone, settings.backbone_weights)
+        images = TrainingImages(good, settings.input_size_hw, full_scale)
+        evidence = examine_pose(
+            images, backbone.to(settings.device), settings.device, lambda n, of: say("looking how parts lie", n, of)
+        )
+        pose, reasons["pose from"] = evidence.pose(len(good)), str(evidence)
+    if pose.turns > 1:
+        enlarged = choose_input_size(sizes_hw, config.size_px, ANY_ANGLE_SCALE)
+        settings = dataclasses.replace(settings, input_size_hw=enlarged)
+    return dataclasses.replace(settings, pose=pose), {"pose": str(pose), **reasons}
 
 
 def torch_device(name: str) -> str:

@@ -12,19 +12,17 @@ from scipy.spatial.distance import cdist
 from inspectad.demo_part import DEFECTS, render_part
 from inspectad.methods.memory_bank import (
     LEVELS,
-    SAME,
     SMOOTHING_PX,
     TOP_SHARE,
     Level,
     LevelBank,
     MemoryBank,
     MemoryBankTrainer,
-    nearest_distance,
     patch_vectors,
     random_directions,
     restore_memory_bank,
-    soft_normalise,
 )
+from inspectad.nn.patches import SAME, nearest_distance, soft_normalise
 from inspectad.nn.settings import TrainSettings
 from inspectad.nn.smoothing import GaussianBlur
 

@@ -20,7 +20,8 @@ from inspectad.errors import InspectadError
 from inspectad.evaluate import Evaluation, Say, evaluate_files
 from inspectad.image_files import ImageFile
 from inspectad.images import MIN_INPUT_PX
-from inspectad.training import TrainConfig, TrainReport, train
+from inspectad.training import TrainConfig, TrainReport, choose_settings, train
+from inspectad.training_data import select, survey
 
 
 def run_cell(cell: Cell, dataset: Dataset, config: AccuracyConfig, peer: Peer | None, say: Say) -> Row:
@@ -31,12 +32,20 @@ def run_cell(cell: Cell, dataset: Dataset, config: AccuracyConfig, peer: Peer | 
         if cell.method == PEER:
             assert peer is not None
             say("running the peer", 0, 1)
-            return Row(cell, measure_peer(peer, drawn, config.size_px, cell.seed))
+            return Row(cell, measure_peer(peer, drawn, _our_input_size(drawn, config), cell.seed))
         return Row(cell, _measure(cell, drawn, dataset.masks, config, say))
     except InspectadError as error:
         return Row(cell, None, _one_line(str(error)))
     except Exception as error:  # a bug or a lack of memory in one cell is not the end of a night's run
         return Row(cell, None, _one_line(f"{type(error).__name__}: {error}"))
+
+
+def _our_input_size(drawn: Draw, config: AccuracyConfig) -> tuple[int, int]:
+    """Height and width that `train` chooses for the drawn good images."""
+    with tempfile.TemporaryDirectory(prefix="inspectad-benchmark-", ignore_cleanup_errors=True) as name:
+        trained = TrainConfig(good=_copy(drawn.train_good, Path(name)), size_px=config.size_px)
+        selection = select(survey(trained.good), None)
+        return choose_settings(trained, selection.good, selection.full_scale)[0].input_size_hw
 
 
 def warm_up() -> None:

@@ -17,7 +17,6 @@ from inspectad.benchmark.draws import Draw
 from inspectad.benchmark.rows import Figures
 from inspectad.embedded import embedded_weights
 from inspectad.errors import InspectadError, UsageError
-from inspectad.images import choose_input_size, read_image
 from inspectad.metrics import auroc, average_precision, best_f1
 
 BACKBONE: Final = "efficientnet_lite0"
@@ -48,19 +47,18 @@ def find_peer(python: Path) -> Peer:
     return Peer(Path(command[0]), done.stdout.strip())
 
 
-def measure_peer(peer: Peer, drawn: Draw, size_px: int | None, seed: int) -> Figures:
+def measure_peer(peer: Peer, drawn: Draw, input_size_hw: tuple[int, int], seed: int) -> Figures:
     """Train the peer on the drawn good images (it cannot learn from defects) and score the test images.
 
     Its scores are raw and it has no threshold, so there are no figures at one.
 
     Raises: InspectadError: with the last line of what it said when it failed.
     """
-    sizes = [read_image(file.path).size_hw for file in drawn.train_good]
     job = {
         "train": [os.path.abspath(f.path) for f in drawn.train_good],
         "test": [os.path.abspath(f.path) for f in (*drawn.test_good, *drawn.test_defects)],
         "weights": str(embedded_weights(BACKBONE)),
-        "input_size_hw": choose_input_size(sizes, size_px),
+        "input_size_hw": input_size_hw,
         "seed": seed,
     }
     result = _run(peer.python, job)

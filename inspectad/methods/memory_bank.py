@@ -7,6 +7,7 @@ as anomalous as its distance to the nearest one kept. Different here, each measu
   instead of one long vector: what one kind cannot tell apart does not drown what another sees;
 - features are normalised softly, so that no patch of high contrast dominates;
 - the widest kind is relative to the image's own mean, so that another exposure of the same part is no anomaly;
+- where the good images show that parts lie mirrored or at any angle, copies of them in those poses teach too;
 - the image score is the mean of the top 1 % of the map instead of a reweighted maximum.
 
 Random, and seeded, are the projection that the coreset is chosen in and, where the images hold more patches than
@@ -26,14 +27,16 @@ from torch import Tensor, nn
 
 from inspectad.nn.backbone import BACKBONES, load_backbone
 from inspectad.nn.coreset import greedy_coreset, project
+from inspectad.nn.patches import nearest_distance, soft_normalise
 from inspectad.nn.settings import TrainSettings
 from inspectad.nn.smoothing import GaussianBlur
+from inspectad.pose import copies
+from inspectad.records import ByteArray
 from inspectad.training_data import TrainingImages
 
-CANDIDATES = 65536  # patches that a coreset is chosen from, shared evenly: 110 MB (Lite0) however many images there are
+CANDIDATES = 32768  # patches that a coreset is chosen from, shared evenly: 55 MB (Lite0) however many images there are
 PROJECTED = 32  # dimensions that the coreset is chosen in
 TOP_SHARE = 0.01  # share of the map whose mean is the image score
-SAME = 0.003  # patches that are nearer than this are the same; normal ones are .1 to 1 apart
 SMOOTHING_PX = 4.0  # sigma of the Gaussian on the map, in input pixels
 
 
@@ -102,17 +105,6 @@ def random_directions(channels: int, dimensions: int) -> np.ndarray[tuple[int, i
     return np.linalg.qr(square)[0][:, :dimensions].astype(np.float32)
 
 
-def soft_normalise(vectors: Tensor, offset: Tensor) -> Tensor:
-    """Patch vectors whose length says little: x / (|x| + offset).
-
-    With offset 0 this is L2 normalisation, which makes the noise of empty background as loud as the part.
-
-    Args: vectors (B, D, h, w); offset: a scalar. Returns: (B, h, w, D).
-    """
-    length = vectors.square().sum(dim=1, keepdim=True).add(1e-12).sqrt()
-    return (vectors / (length + offset)).permute(0, 2, 3, 1)
-
-
 class LevelBank(nn.Module):
     """Good patches of one level, and how far the patches of an image are from them."""
 
@@ -163,22 +155,8 @@ def enlarge(maps: Tensor, size_hw: tuple[int, int]) -> Tensor:
     return F.interpolate(maps, size_hw, mode="bilinear", align_corners=False)
 
 
-def nearest_distance(patches: Tensor, bank: Tensor) -> Tensor:
-    """Euclidean distance of each patch to its nearest bank vector.
-
-    The nearest is found by matrix product; its distance is then taken from the difference, since the expanded
-    form |x|^2 - 2xb + |b|^2 loses all digits where a patch almost equals its neighbour. Below `SAME` it is rounding
-    that decides which of several near neighbours is found, differently on every machine: those count as equally near.
-
-    Args: patches (N, D), bank (M, D). Returns: (N,), at least `SAME`.
-    """
-    similarity = patches @ bank.T - 0.5 * bank.square().sum(dim=1)
-    nearest = bank[similarity.argmax(dim=1)]
-    return (patches - nearest).square().sum(dim=1).clamp_min(SAME**2).sqrt()
-
-
 class MemoryBankTrainer:
-    """Fits memory banks to subsets of one set of images; each image goes through the backbone once.
+    """Fits memory banks to subsets of one set of images; each image, and each copy of it, passes the backbone once.
 
     Defects take no part: they are scored like any held-out image when the threshold is set.
     """
@@ -210,16 +188,21 @@ class MemoryBankTrainer:
         return LevelBank(level, offset, torch.from_numpy(candidates[np.sort(chosen)]))
 
     def _patches_of(self, index: int) -> list[Tensor]:
-        """Vectors of an image's share of the candidates: one (P, D) a level, on the CPU."""
+        """An image's share of the candidates, its copies in other poses among them: one (P, D) a level, on the CPU."""
         if index not in self._patches:
-            image = torch.from_numpy(self._images[index]).unsqueeze(0).to(self._settings.device)
-            with torch.inference_mode():
-                maps = self._backbone(image.permute(0, 3, 1, 2).float())
-                levels = [patch_vectors(level, maps).flatten(2)[0].T.cpu() for level in self._levels]
+            poses = [self._vectors(copy) for copy in copies(self._images[index], self._settings.pose)]
+            levels = [torch.cat(parts) for parts in zip(*poses, strict=True)]
             rng = np.random.default_rng((self._settings.seed, index))
             share = math.ceil(CANDIDATES / len(self._images))
             self._patches[index] = [level[_sample(len(level), share, rng)].clone() for level in levels]
         return self._patches[index]
+
+    def _vectors(self, pixels: ByteArray) -> list[Tensor]:
+        """All patch vectors of one image: one (P, D) a level, on the CPU."""
+        image = torch.from_numpy(pixels).unsqueeze(0).to(self._settings.device)
+        with torch.inference_mode():
+            maps = self._backbone(image.permute(0, 3, 1, 2).float())
+            return [patch_vectors(level, maps).flatten(2)[0].T.cpu() for level in self._levels]
 
 
 def _sample(count: int, share: int, rng: np.random.Generator) -> Tensor:

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from inspectad.pose import FIXED, Pose
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainSettings:
@@ -13,6 +15,7 @@ class TrainSettings:
         backbone: a key of ``inspectad.nn.backbone.BACKBONES``.
         backbone_weights: file that replaces the backbone's own weights.
         bank_size: vectors in the memory bank; twice as many gained nothing on the five sets and cost the search twice.
+        pose: in which ways parts lie; copies of the good images in these poses may teach too.
         seed: of everything random.
         device: ``cpu`` or ``cuda``, torch's name.
     """
@@ -21,5 +24,6 @@ class TrainSettings:
     backbone: str = "efficientnet_lite0"
     backbone_weights: Path | None = None
     bank_size: int = 2048
+    pose: Pose = FIXED
     seed: int = 0
     device: str = "cpu"
