@@ -23,7 +23,7 @@ def train(
     size_px: int | None = None,
     backbone: str = "efficientnet_lite0",
     backbone_weights: str | Path | None = None,
-    false_reject_rate: float = 0.05,
+    false_reject_rate: float = 0.1,
     pose: str = "auto",
     device: str = "auto",
     seed: int = 0,

@@ -150,7 +150,7 @@ def train(
     size: Annotated[
         int | None, typer.Option(help="Longer side of the network's input in pixels; chosen from the images if absent.")
     ] = None,
-    false_reject_rate: Annotated[float, typer.Option(help="Share of good images that may be called NG.")] = 0.05,
+    false_reject_rate: Annotated[float, typer.Option(help="Share of good images that may be called NG.")] = 0.1,
     pose: Annotated[
         PoseName, typer.Option(help="How good parts may lie: at any angle, mirrored; auto asks the good images.")
     ] = PoseName.auto,
@@ -318,7 +318,7 @@ def accuracy(
     size: Annotated[
         int | None, typer.Option(help="Longer side of the network's input in pixels; chosen from the images if absent.")
     ] = None,
-    false_reject_rate: Annotated[float, typer.Option(help="Share of good images that may be called NG.")] = 0.05,
+    false_reject_rate: Annotated[float, typer.Option(help="Share of good images that may be called NG.")] = 0.1,
     peer: Annotated[
         Path | None, typer.Option(help="A Python that has anomalib, to compare with its PatchCore on the same images.")
     ] = None,

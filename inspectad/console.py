@@ -176,11 +176,15 @@ def report_training(report: TrainReport) -> None:
     warn(report.warnings)
     rows = {
         "learnt from": f"{len(m.good_images)} good images at {width} x {height} px, scored by {c.held_out}",
+        "how parts lie": m.settings["pose"],
         "threshold": f"{c.threshold:.4g}, {c.rule}",
         "false-reject rate": rate_sentence(m),
     }
     if c.held_out.startswith("turned"):
-        rows["caution"] = "one good image shows nothing of how good parts vary: add a few more before you rely on it"
+        rows["caution"] = (
+            "one good image shows nothing of how good parts vary: add a few more before you rely on it; "
+            "if parts may lie at any angle, say --pose any"
+        )
     else:
         rows["false rejects"] = f"{rate(c.false_rejects, len(c.good_scores))} of good images held out twice"
     if c.defect_scores:
@@ -189,7 +193,7 @@ def report_training(report: TrainReport) -> None:
         if missed:
             more = f" and {len(missed) - 8} more" if len(missed) > 8 else ""
             rows["not found"] = f"{', '.join(missed[:8])}{more}; more good images or a larger --size may help"
-        if c.supported_rate < 1:
+        if len(c.good_scores) > 1:
             rows["image AUROC"] = f"{report.image_auroc:.3f}, held-out good against defects"
     rows["wrote"] = f"{report.path} ({report.model_bytes / 1e6:.1f} MB, {report.seconds:.1f} s)"
     err.print(_two_columns(rows))
@@ -207,10 +211,11 @@ def rate_sentence(manifest: Manifest) -> str:
     c = manifest.calibration
     if c.supported_rate <= c.false_reject_rate:
         return f"about {c.expected_rate:.2g} of good images like the training ones will be called NG"
-    if c.supported_rate >= 1:
+    if len(c.good_scores) == 1:
         return f"asked {c.false_reject_rate:.2g}; one good image supports none, the expected rate is unknown"
+    supported = "none" if c.supported_rate >= 1 else f"{c.supported_rate:.2g} at best"
     return (
-        f"asked {c.false_reject_rate:.2g}; {len(c.good_scores)} good images support {c.supported_rate:.2g} at best, "
+        f"asked {c.false_reject_rate:.2g}; {len(c.good_scores)} good images support {supported}, "
         f"so it is extrapolated: {c.expected_rate:.2g} if log scores are normal"
     )
 

@@ -26,7 +26,8 @@ class Calibration:
         threshold: an image is NG when its score exceeds this.
         map_threshold: level of the anomaly map that regions and contours are cut at.
         false_reject_rate: the rate asked for, on good images like the training ones.
-        supported_rate: the smallest rate that this number of held-out images can support: (1 + suspects) / (N + 1).
+        supported_rate: the smallest rate whose threshold can be read off the N held-out scores: 3 / (N + 1), or more
+            where some look like defects; 1 for none. A smaller one is extrapolated.
         expected_rate: false-reject rate that the rule expects at the threshold.
         rule: how the threshold was found, in words.
         held_out: how the scores below were obtained, in words.

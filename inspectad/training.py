@@ -61,7 +61,7 @@ class TrainConfig:
     size_px: int | None = None
     backbone: str = "efficientnet_lite0"
     backbone_weights: Path | None = None
-    false_reject_rate: float = 0.05
+    false_reject_rate: float = 0.1
     pose: str = "auto"
     device: str = "auto"
     seed: int = 0
@@ -287,7 +287,7 @@ def _suspicions(selection: Selection, suspects: Suspects, calibration: Calibrati
     usual = float(np.median(calibration.good_scores))
     warnings = [
         f"{selection.good[i].file.path}: scores {calibration.good_scores[i] / usual:.1f} times the usual good image; "
-        "is it really good? It was left out of the threshold, not out of the model: if it is a defect, move it"
+        "is it really good? The model learnt it; if it is a defect, move it to the defects and train again"
         for i in suspects.good
     ]
     return warnings + [

@@ -34,7 +34,7 @@ class AccuracyConfig:
     seeds: int = 3
     methods: tuple[str, ...] = ("memory_bank",)
     size_px: int | None = None
-    false_reject_rate: float = 0.05
+    false_reject_rate: float = 0.1
     peer: Path | None = None
 
 
