@@ -10,11 +10,13 @@ from N + 1 >= 1 / rate on; measured with 24 images, at equal false rejects, 25 %
 17 %.) There the tail is extrapolated, assuming log scores to be normal: the threshold is the upper prediction bound of
 one further image, a Student-t quantile with the sample's variance drawn towards a prior one (Gelman et al., Bayesian
 Data Analysis, 3rd ed., 3.3: normal data, flat prior on the mean, scaled inverse chi-square on the variance), but no
-lower than the third highest score.
+lower than the third highest score, or the next below all likely defects.
 
 Good images and defects. The defects that score above all good images can lower the threshold: half-way (in logs)
-between the highest good score and a low quantile of theirs, if that is lower. They never raise it; a defect that scores
-like a good image, mislabelled or not, has no say, and of the others a quantile and two bounds are all that counts.
+between the highest good score and a low quantile of theirs, if that is lower. A defect that scores like a good image,
+mislabelled or not, has no say in that, and of the others a quantile and two bounds are all that counts. Where there
+are five or more and none of them is below that half-way, false rejects can be spared at no defect's cost: the threshold
+rises to it, at most to that of a tenth of the rate.
 """
 
 import math
@@ -40,6 +42,10 @@ BANK_EXPONENT: Final = 0.06
 """Scores of unseen good images fall like (number of images learnt from) to the power of minus this."""
 LOW_DEFECTS: Final = 0.2
 """Which quantile of the defect scores counts as their lower end."""
+ENOUGH_DEFECTS: Final = 5
+"""From so many defects on, all of them far above the good images, the threshold may be raised,
+up to the one of a false-reject rate `SPARING` times smaller."""
+SPARING: Final = 10
 _OUTLYING = 4.0  # robust standard deviations
 _TINY = 1e-9  # keeps logs finite for an image that equals a training image
 
@@ -108,7 +114,7 @@ def calibrate(held_out: HeldOut, defect_scores: FloatArray, rate: float) -> tupl
         map_threshold=max(cut.threshold, peak_bound * cut.threshold / cut.by_rate),
         false_reject_rate=rate,
         supported_rate=(len(scores) + 1 - readable) / (len(scores) + 1),
-        expected_rate=rate if cut.threshold == cut.by_rate else exceedance(tamed(scores), cut.threshold),
+        expected_rate=_expected_rate(scores, cut, rate),
         rule=cut.rule,
         held_out=held_out.how,
         good_scores=tuple(float(f"{s:.7g}") for s in scores),
@@ -120,6 +126,14 @@ def calibrate(held_out: HeldOut, defect_scores: FloatArray, rate: float) -> tupl
     # A guessed good score accuses nobody.
     dubious = np.flatnonzero(defects <= like_good).tolist() if held_out.exchangeable else []
     return calibration, Suspects(tuple(np.flatnonzero(~cut.usual).tolist()), tuple(dubious))
+
+
+def _expected_rate(scores: Floats, cut: _Cut, rate: float) -> float:
+    """Of further good images, the share above the threshold; it is no higher than asked unless defects lowered it."""
+    if cut.threshold == cut.by_rate:
+        return rate
+    expected = exceedance(tamed(scores), cut.threshold)
+    return expected if cut.threshold < cut.by_rate else min(expected, rate)
 
 
 def _bound(values: Floats, usual: npt.NDArray[np.bool_], rate: float, exchangeable: bool) -> tuple[float, str]:
@@ -141,8 +155,10 @@ def _highest_rank(usual: npt.NDArray[np.bool_]) -> int:
     return max(0, min(len(usual) + 1 - TAIL_IMAGES, int(usual.sum())))
 
 
-def _cut(scores: Floats, defects: Floats, rate: float, exchangeable: bool) -> _Cut:
-    """The two rules of the module's text."""
+def _cut(
+    scores: Floats, defects: Floats, rate: float, exchangeable: bool, enough_defects: int = ENOUGH_DEFECTS
+) -> _Cut:
+    """The rules of the module's text."""
     usual = ~outlying(np.log(scores))
     by_rate, rule = _bound(scores, usual, rate, exchangeable)
     threshold = by_rate
@@ -151,9 +167,13 @@ def _cut(scores: Floats, defects: Floats, rate: float, exchangeable: bool) -> _C
     found = defects[defects > highest]  # the others look good: mislabelled, or beyond this model
     if len(found):
         low = float(np.quantile(found, LOW_DEFECTS))
-        threshold = min(by_rate, math.sqrt(highest * low) if exchangeable else 0.95 * low)
-        if threshold < by_rate:
-            rule += f", lowered towards {len(found)} defects"
+        middle = math.sqrt(highest * low) if exchangeable else 0.95 * low
+        limit = by_rate
+        if exchangeable and len(defects) >= enough_defects and defects.min() > middle:
+            limit, _ = _bound(scores, usual, rate / SPARING, exchangeable)
+        threshold = min(limit, middle)
+        if threshold != by_rate:
+            rule += f", {'lowered' if threshold < by_rate else 'raised'} towards {len(found)} defects"
     return _Cut(threshold, by_rate, usual, rule)
 
 
@@ -165,10 +185,11 @@ def _nested_false_rejects(scores: Floats, defects: Floats, rate: float) -> int:
     return int((scores > np.array(thresholds)).sum())
 
 
-def _nested_escapes(scores: Floats, defects: Floats, rate: float, exchangeable: bool) -> int:
-    """Defects at or below the threshold that was set without them."""
-    thresholds = [_cut(scores, np.delete(defects, i), rate, exchangeable).threshold for i in range(len(defects))]
-    return int((defects <= np.array(thresholds)).sum()) if len(defects) else 0
+def _nested_escapes(scores: Floats, d: Floats, rate: float, exchangeable: bool) -> int:
+    """Defects at or below the threshold that was set without them: with one less, which must not undo a rise."""
+    enough = ENOUGH_DEFECTS - 1
+    thresholds = [_cut(scores, np.delete(d, i), rate, exchangeable, enough).threshold for i in range(len(d))]
+    return int((d <= np.array(thresholds)).sum()) if len(d) else 0
 
 
 def extrapolated_bound(scores: Floats, rate: float) -> float:

@@ -152,7 +152,10 @@ def train(
     ] = None,
     false_reject_rate: Annotated[float, typer.Option(help="Share of good images that may be called NG.")] = 0.1,
     pose: Annotated[
-        PoseName, typer.Option(help="How good parts may lie: at any angle, mirrored; auto asks the good images.")
+        PoseName,
+        typer.Option(
+            help="How good parts may lie: only as photographed (fixed), mirrored, at any angle; auto asks the images."
+        ),
     ] = PoseName.auto,
     backbone: Annotated[str, typer.Option(help="Feature network.")] = "efficientnet_lite0",
     backbone_weights: Annotated[

@@ -181,10 +181,9 @@ def report_training(report: TrainReport) -> None:
         "false-reject rate": rate_sentence(m),
     }
     if c.held_out.startswith("turned"):
-        rows["caution"] = (
-            "one good image shows nothing of how good parts vary: add a few more before you rely on it; "
-            "if parts may lie at any angle, say --pose any"
-        )
+        rows["caution"] = "one good image shows nothing of how good parts vary: add a few more before you rely on it"
+        if "--pose" in m.settings["pose from"]:
+            rows["caution"] += f"; {m.settings['pose from']}"
     else:
         rows["false rejects"] = f"{rate(c.false_rejects, len(c.good_scores))} of good images held out twice"
     if c.defect_scores:

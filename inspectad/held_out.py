@@ -61,7 +61,8 @@ def _stand_in(module: nn.Module, image: ByteArray, pose: Pose) -> tuple[float, f
     image scores .7 to 1.05 of it, but 2.2 times as much where a turn is itself a defect; turned by 5 degrees, .45 to
     1.1. Rather too low than too high: a false reject is seen at once, an escape is not.
 
-    A model of parts at any angle knows turned copies; half-way between two of them is as far as an angle can be.
+    A model of parts at any angle knows turned copies; half-way between two of them is as far as an angle can be. This
+    is the only guess then, with the factor of 5 degrees.
     """
     guesses = []
     turns = ((15.0, 1.0), (5.0, _SMALL_TURN)) if pose.turns == 1 else ((180 / pose.turns, _SMALL_TURN),)

@@ -18,7 +18,7 @@ MIRRORS: Final[dict[str, Callable[[ByteArray], ByteArray]]] = {
 """Exact copies: no pixel is interpolated, and they fit every aspect ratio. Args and returns: (H, W, 3)."""
 
 _TURNS: Final = (24, 12, 8, 4)
-_MOST_COPIES: Final = 128  # of all images together: at 480 px they take 8 s on two cores
+_MOST_COPIES: Final = 128  # of all images together, while 4 of each are not more: at 480 px they take 8 s on two cores
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class Pose:
 
     def __str__(self) -> str:
         if self.turns > 1:
-            return f"any angle, {self.turns} turned copies of each good image"
+            return f"any angle, each good image turned to {self.turns} of them"
         return f"as photographed and {', '.join(self.mirrors)}" if self.mirrors else "as photographed"
 
 

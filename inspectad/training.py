@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from inspectad import __version__
 from inspectad.calibration import Suspects, calibrate
 from inspectad.errors import TrainingError, UsageError
+from inspectad.foreground import part_share
 from inspectad.held_out import score_held_out
 from inspectad.images import RESIZE_RULE, choose_input_size
 from inspectad.manifest import SCHEMA_VERSION, Calibration, Manifest, Parity, TrainedOn
@@ -33,14 +34,17 @@ from inspectad.onnx_graph import (
     predict_with_module,
     require_parity,
 )
-from inspectad.pose import FIXED, POSES, pose_named
+from inspectad.pose import FIXED, POSES, Pose, pose_named
 from inspectad.records import ByteArray
 from inspectad.training_data import ReadableImage, Selection, TrainingImages, select, survey
 
 SAMPLES: Final = 16
 """Training images kept (at input size) in ``weights.safetensors``, for the parity proof and for int8 calibration."""
-ANY_ANGLE_SCALE: Final = 1.5
-"""How much longer the input is where parts lie at any angle, unless the user chose its size."""
+_SHARES: Final = 16  # good images whose part is measured
+SMALL_PART: Final = 0.25
+SMALL_PART_SCALE: Final = 1.5
+"""Parts at any angle that fill no more than `SMALL_PART` of the image get an input so many times as long, unless the
+user chose its size."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,7 +147,7 @@ def choose_settings(
 ) -> tuple[TrainSettings, dict[str, str]]:
     """Input size and pose, from the good images where the user did not say.
 
-    Parts at any angle get a larger input: what a turn does to thin lines hides small defects in a small one.
+    Small parts at any angle get a larger input: turning blurs the thin lines that a small one just about shows.
 
     Args: full_scale: white level of the good images.
     Returns: the settings, and what they rest on, for people.
@@ -156,22 +160,29 @@ def choose_settings(
         seed=config.seed,
         device=torch_device(config.device),
     )
-    reasons = {}
+    # At the usual size, whatever size was asked for: it suffices, and was measured.
+    images = TrainingImages(good, choose_input_size(sizes_hw), full_scale)
+    pose, reason = _choose_pose(config, images, settings, say)
+    reasons = {"pose": str(pose), "pose from": reason}
+    if pose.turns > 1 and config.size_px is None:
+        shares = [share for i in _spread(len(images), _SHARES) if (share := part_share(images[i])) is not None]
+        if shares and np.median(shares) <= SMALL_PART:
+            settings = dataclasses.replace(settings, input_size_hw=choose_input_size(sizes_hw, scale=SMALL_PART_SCALE))
+            reasons["input"] = f"enlarged: parts at any angle that fill {np.median(shares):.0%} of the image"
+    return dataclasses.replace(settings, pose=pose), reasons
+
+
+def _choose_pose(config: TrainConfig, good: TrainingImages, settings: TrainSettings, say: Step) -> tuple[Pose, str]:
+    """The pose that the user or the good images name, and what it rests on."""
     if config.pose != "auto":
-        pose, reasons["pose from"] = pose_named(config.pose, len(good)), f"--pose {config.pose}"
-    elif len(good) == 1:
-        pose, reasons["pose from"] = FIXED, "one good image, which cannot tell; give --pose if parts turn"
-    else:
-        backbone, _ = load_backbone(settings.backbone, settings.backbone_weights)
-        images = TrainingImages(good, settings.input_size_hw, full_scale)
-        evidence = examine_pose(
-            images, backbone.to(settings.device), settings.device, lambda n, of: say("looking how parts lie", n, of)
-        )
-        pose, reasons["pose from"] = evidence.pose(len(good)), str(evidence)
-    if pose.turns > 1:
-        enlarged = choose_input_size(sizes_hw, config.size_px, ANY_ANGLE_SCALE)
-        settings = dataclasses.replace(settings, input_size_hw=enlarged)
-    return dataclasses.replace(settings, pose=pose), {"pose": str(pose), **reasons}
+        return pose_named(config.pose, len(good)), f"the option {config.pose}"
+    if len(good) == 1:
+        return FIXED, "one good image cannot tell how others lie: say --pose any if at any angle"
+    backbone, _ = load_backbone(settings.backbone, settings.backbone_weights)
+    evidence = examine_pose(
+        good, backbone.to(settings.device), settings.device, lambda n, of: say("looking how parts lie", n, of)
+    )
+    return evidence.pose(len(good)), str(evidence)
 
 
 def torch_device(name: str) -> str:

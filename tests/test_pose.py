@@ -17,6 +17,7 @@ import inspectad
 from inspectad.cli import PoseName
 from inspectad.demo_part import render_part
 from inspectad.errors import UsageError
+from inspectad.foreground import part_share
 from inspectad.images import choose_input_size
 from inspectad.methods.memory_bank import MemoryBankTrainer
 from inspectad.nn.backbone import load_backbone
@@ -24,7 +25,7 @@ from inspectad.nn.patches import SAME, nearest_distance
 from inspectad.nn.pose_evidence import PoseEvidence, _shares, examine_pose
 from inspectad.nn.settings import TrainSettings
 from inspectad.pose import FIXED, MIRRORS, POSES, Pose, any_angle, copies, pose_named, turn
-from inspectad.training import ANY_ANGLE_SCALE, TrainConfig, choose_settings
+from inspectad.training import SMALL_PART_SCALE, TrainConfig, choose_settings
 from inspectad.training_data import select, survey
 
 QUICK = settings(deadline=None, max_examples=30)
@@ -135,6 +136,27 @@ def test_the_one_mirroring_that_occurs_is_noticed(name: str, backbone: torch.nn.
     assert f"{name} 0." in str(found)
 
 
+@pytest.mark.parametrize(
+    ("shares", "expected"),
+    [
+        ((0.5, 0.2, 0.1), ("left-right",)),
+        ((0.6, 0.55, 0.49), ("left-right", "up-down", "half turn")),  # one after the other is the third
+        ((0.1, 0.7, 0.8), ("left-right", "up-down", "half turn")),
+        ((0.49, 0.49, 0.49), ()),
+    ],
+)
+def test_mirrorings_that_follow_from_others_are_added(shares: tuple[float, ...], expected: tuple[str, ...]) -> None:
+    assert PoseEvidence(dict(zip(MIRRORS, shares, strict=True)), 0.49, 4).pose(4) == Pose(expected)
+
+
+def test_long_parts_are_never_taken_for_turned_ones(backbone: torch.nn.Module) -> None:
+    """A quarter turn of a long part would be mostly reflection. Grain-free noise looks alike at any angle."""
+    square = [np.random.default_rng(i).integers(0, 256, (96, 144, 3), np.uint8) for i in range(3)]
+    long = [np.random.default_rng(i).integers(0, 256, (96, 160, 3), np.uint8) for i in range(3)]
+    assert evidence(square, backbone).turned > 0.5
+    assert evidence(long, backbone).turned == 0
+
+
 @QUICK
 @given(st.integers(0, 10**6))
 def test_the_share_of_nearer_copies_equals_brute_force(seed: int) -> None:
@@ -189,15 +211,48 @@ def settings_of(good: Path, **options: object) -> tuple[TrainSettings, dict[str,
     return choose_settings(TrainConfig(good=good, device="cpu", **options), selection.good, selection.full_scale)
 
 
-def test_parts_at_any_angle_get_a_larger_input_unless_its_size_was_given(tmp_path: Path) -> None:
-    good = good_folder(tmp_path, parts(3, turned))
+def disc(radius: int, background: int = 30, size_hw: tuple[int, int] = (120, 160)) -> np.ndarray:
+    image = np.full((*size_hw, 3), background, np.uint8)
+    return cv2.circle(image, (size_hw[1] // 2 + 9, size_hw[0] // 2 - 4), radius, (200, 160, 90), -1)
+
+
+@pytest.mark.parametrize("radius", [12, 25, 45])
+@pytest.mark.parametrize("background", [0, 30, 250])
+def test_the_share_of_a_part_on_a_plain_background_is_its_area(radius: int, background: int) -> None:
+    assert part_share(disc(radius, background)) == pytest.approx(np.pi * radius**2 / (120 * 160), abs=0.02)
+
+
+def test_noise_on_the_background_is_no_part_and_a_full_frame_has_no_share() -> None:
+    noise = np.random.default_rng(0).normal(0, 6, (120, 160, 3))
+    noisy = (disc(25) + noise).clip(0, 255).astype(np.uint8)
+    assert part_share(noisy) == pytest.approx(np.pi * 25**2 / (120 * 160), abs=0.02)
+    assert part_share(np.random.default_rng(1).integers(0, 256, (64, 64, 3), np.uint8)) is None
+    assert part_share(disc(70)) is None  # reaches the border
+    assert part_share(np.full((64, 64, 3), 77, np.uint8)) == 0
+
+
+def small_part(image: np.ndarray, i: int) -> np.ndarray:
+    """A part, turned, at half its length on a plain mat."""
+    frame = np.full((*SIZE_HW, 3), 40, np.uint8)
+    small = cv2.resize(image[8:-8, 12:-12], None, fx=0.55, fy=0.55, interpolation=cv2.INTER_AREA)
+    frame[26 : 26 + small.shape[0], 36 : 36 + small.shape[1]] = small
+    matrix = cv2.getRotationMatrix2D((63.5, 47.5), ANGLES[i], 1.0)
+    return cv2.warpAffine(frame, matrix, SIZE_HW[::-1], borderMode=cv2.BORDER_CONSTANT, borderValue=(40, 40, 40))
+
+
+def test_small_parts_at_any_angle_get_a_larger_input_unless_its_size_was_given(tmp_path: Path) -> None:
+    good = good_folder(tmp_path / "small", parts(3, small_part))
     free, reasons = settings_of(good)
     assert free.pose == any_angle(3)
-    assert free.input_size_hw == choose_input_size([SIZE_HW], scale=ANY_ANGLE_SCALE) == (416, 560)
-    assert reasons["pose"] == "any angle, 24 turned copies of each good image"
+    assert free.input_size_hw == choose_input_size([SIZE_HW], scale=SMALL_PART_SCALE) == (416, 560)
+    assert reasons["pose"] == "any angle, each good image turned to 24 of them"
     assert "of 3 left out" in reasons["pose from"]
+    assert reasons["input"].startswith("enlarged: parts at any angle that fill ")
     assert settings_of(good, size_px=128)[0].input_size_hw == SIZE_HW
     assert settings_of(good, pose="fixed")[0].input_size_hw == choose_input_size([SIZE_HW])
+    large = good_folder(tmp_path / "large", parts(3, turned))
+    assert settings_of(large)[0].pose == any_angle(3)
+    assert settings_of(large)[0].input_size_hw == choose_input_size([SIZE_HW])
 
 
 def test_one_image_cannot_tell_and_the_user_can(tmp_path: Path) -> None:

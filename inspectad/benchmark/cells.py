@@ -43,7 +43,8 @@ def run_cell(cell: Cell, dataset: Dataset, config: AccuracyConfig, peer: Peer | 
 def _our_input_size(drawn: Draw, config: AccuracyConfig) -> tuple[int, int]:
     """Height and width that `train` chooses for the drawn good images."""
     with tempfile.TemporaryDirectory(prefix="inspectad-benchmark-", ignore_cleanup_errors=True) as name:
-        trained = TrainConfig(good=_copy(drawn.train_good, Path(name)), size_px=config.size_px)
+        pose = "auto" if config.size_px is None else "fixed"  # which has no say in a given size
+        trained = TrainConfig(good=_copy(drawn.train_good, Path(name)), size_px=config.size_px, pose=pose)
         selection = select(survey(trained.good), None)
         return choose_settings(trained, selection.good, selection.full_scale)[0].input_size_hw
 

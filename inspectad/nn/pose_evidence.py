@@ -26,6 +26,8 @@ MOST_IMAGES: Final = 8  # are looked at: enough to tell, and some seconds
 ANGLES: Final = (45.0, 135.0, 225.0, 315.0)
 NEEDED: Final = 0.5
 """Share of the patches that must be nearer to a copy."""
+MOST_STRETCH: Final = 1.5
+"""Longer images are not turned: a quarter turn of them would be mostly what reflection makes up."""
 _HARDEST = 0.2  # share of the patches that count
 _SOFTNESS = 0.5  # as of the flagship's first levels
 _TURNED = "turned by eighths"
@@ -37,11 +39,13 @@ Maps = list[Tensor]
 
 @dataclass(frozen=True, slots=True)
 class PoseEvidence:
-    """For each kind of copy, the share of the telling patches that are nearer to a copy than to any other good image.
+    """For each kind of copy, the share of the telling patches that are nearer to a copy than to any other good image,
+    median over the images left out.
 
     Attributes:
         mirrors: by keys of `MIRRORS`, one copy of each other image.
-        turned: by `ANGLES`, four copies of each other image. Eighths, since grain and edges look alike in quarters.
+        turned: by `ANGLES`, four copies of each other image; 0 for long images, see `MOST_STRETCH`. Eighths, since
+            grain and edges look alike in quarters.
         images: how many good images were left out in turn.
     """
 
@@ -50,10 +54,11 @@ class PoseEvidence:
     images: int
 
     def pose(self, images: int) -> Pose:
-        """What may be assumed. Args: images: number of good images that training has."""
+        """What may be assumed of most parts. Args: images: number of good images that training has."""
         if self.turned >= NEEDED:
             return any_angle(images)
-        return Pose(tuple(name for name, share in self.mirrors.items() if share >= NEEDED))
+        found = tuple(name for name, share in self.mirrors.items() if share >= NEEDED)
+        return Pose(found if len(found) < 2 else tuple(MIRRORS))  # any two of them make the third
 
     def __str__(self) -> str:
         found = ", ".join(f"{name} {share:.2f}" for name, share in {**self.mirrors, _TURNED: self.turned}.items())
@@ -72,7 +77,9 @@ def examine_pose(
     """
     count = min(len(images), MOST_IMAGES)
     kinds: dict[str, list[Copy]] = {name: [mirror] for name, mirror in MIRRORS.items()}
-    kinds[_TURNED] = [partial(turn, degrees=angle) for angle in ANGLES]
+    height, width = images[0].shape[:2]
+    if max(height, width) <= MOST_STRETCH * min(height, width):
+        kinds[_TURNED] = [partial(turn, degrees=angle) for angle in ANGLES]
     originals: list[Maps] = []
     copied: list[dict[str, list[Maps]]] = []
     for i in range(count):
@@ -87,7 +94,7 @@ def examine_pose(
         for kind, share in _shares(originals[i], [originals[j] for j in others], theirs).items():
             shares[kind].append(share)
     medians = {kind: float(np.median(values)) for kind, values in shares.items()}
-    return PoseEvidence({name: medians[name] for name in MIRRORS}, medians[_TURNED], count)
+    return PoseEvidence({name: medians[name] for name in MIRRORS}, medians.get(_TURNED, 0.0), count)
 
 
 def _vectors(image: ByteArray, backbone: nn.Module, device: str) -> Maps:
