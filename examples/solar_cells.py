@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--defects", type=int, default=8, help="defect images to train on; 0 for none")
     parser.add_argument("--test", type=int, default=100, help="test images of each kind; 0 for all the rest")
     parser.add_argument("--monocrystalline", action="store_true", help="this cell type only")
-    parser.add_argument("--false-reject-rate", type=float, default=0.01, help="share of good cells that may be NG")
+    parser.add_argument("--false-reject-rate", type=float, default=0.1, help="share of good cells that may be NG")
     parser.add_argument("--seed", type=int, default=0, help="which images are drawn")
     args = parser.parse_args()
     if args.output.exists():

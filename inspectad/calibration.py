@@ -15,8 +15,9 @@ lower than the third highest score, or the next below all likely defects.
 Good images and defects. The defects that score above all good images can lower the threshold: half-way (in logs)
 between the highest good score and a low quantile of theirs, if that is lower. A defect that scores like a good image,
 mislabelled or not, has no say in that, and of the others a quantile and two bounds are all that counts. Where there
-are five or more and none of them is below that half-way, false rejects can be spared at no defect's cost: the threshold
-rises to it, at most to that of a tenth of the rate.
+are five or more and all of them score above all good images, false rejects can be spared at no known defect's cost: the
+threshold rises to half-way between the highest good score and the lowest of theirs, at most to that of a tenth of the
+rate.
 """
 
 import math
@@ -43,7 +44,7 @@ BANK_EXPONENT: Final = 0.06
 LOW_DEFECTS: Final = 0.2
 """Which quantile of the defect scores counts as their lower end."""
 ENOUGH_DEFECTS: Final = 5
-"""From so many defects on, all of them far above the good images, the threshold may be raised,
+"""From so many defects on, all of them above all good images, the threshold may be raised,
 up to the one of a false-reject rate `SPARING` times smaller."""
 SPARING: Final = 10
 _OUTLYING = 4.0  # robust standard deviations
@@ -167,13 +168,12 @@ def _cut(
     found = defects[defects > highest]  # the others look good: mislabelled, or beyond this model
     if len(found):
         low = float(np.quantile(found, LOW_DEFECTS))
-        middle = math.sqrt(highest * low) if exchangeable else 0.95 * low
-        limit = by_rate
-        if exchangeable and len(defects) >= enough_defects and defects.min() > middle:
-            limit, _ = _bound(scores, usual, rate / SPARING, exchangeable)
-        threshold = min(limit, middle)
-        if threshold != by_rate:
-            rule += f", {'lowered' if threshold < by_rate else 'raised'} towards {len(found)} defects"
+        threshold = min(by_rate, math.sqrt(highest * low) if exchangeable else 0.95 * low)
+    if exchangeable and len(found) == len(defects) >= enough_defects:
+        strict, _ = _bound(scores, usual, rate / SPARING, exchangeable)
+        threshold = max(threshold, min(strict, math.sqrt(highest * float(defects.min()))))
+    if threshold != by_rate:
+        rule += f", {'lowered' if threshold < by_rate else 'raised'} towards {len(found)} defects"
     return _Cut(threshold, by_rate, usual, rule)
 
 

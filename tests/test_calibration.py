@@ -196,9 +196,10 @@ def test_defects_far_above_all_good_images_spare_false_rejects() -> None:
     far = np.array([0.9, 0.95, 1.0, 1.1, 1.2], np.float32)
     alone, strict = threshold_of(scores, 0.1), threshold_of(scores, 0.01)
     assert threshold_of(scores, 0.1, far) == strict > alone
-    near = np.array([0.5, 0.52, 0.52, 0.52, 0.52], np.float32)  # half-way is below the stricter threshold
-    assert threshold_of(scores, 0.1, near) == pytest.approx(math.sqrt(0.44 * np.quantile(near, 0.2)), rel=1e-6)
-    for doubtful in (far[:4], np.append(far, np.float32(0.42)), np.append(far, np.float32(0.46))):
+    near = np.array([0.5, 0.52, 0.53, 0.54, 0.9], np.float32)  # half-way to the lowest is below the stricter threshold
+    assert threshold_of(scores, 0.1, near) == pytest.approx(math.sqrt(0.44 * 0.5), rel=1e-6)
+    assert alone < math.sqrt(0.44 * 0.5) < strict
+    for doubtful in (far[:4], np.append(far, np.float32(0.42))):
         assert threshold_of(scores, 0.1, doubtful) <= alone
 
 
@@ -207,12 +208,9 @@ def test_of_five_defects_the_one_that_a_rise_would_miss_counts_as_an_escape() ->
     others = [0.9, 0.95, 1.0, 1.1]
     alone, strict = threshold_of(scores, 0.1), threshold_of(scores, 0.01)
     near = (alone + strict) / 2
-    middle = math.sqrt(0.44 * float(np.quantile([near, *others], 0.2)))
-    assert near < middle  # so that with it the threshold is not raised, and without it, it is
     calibration, _ = calibrate(held(scores), np.array([near, *others], np.float32), 0.1)
-    assert calibration.threshold <= alone
-    assert calibration.escapes == 1
-    assert calibration.expected_rate >= 0.1
+    assert calibration.threshold < near  # it is known, and so not passed
+    assert calibration.escapes == 1  # but it would be, had it not been known
 
 
 def test_a_rise_expects_no_more_false_rejects_than_were_asked() -> None:
