@@ -238,7 +238,7 @@ def test_an_interruption_that_a_library_took_for_an_error_is_no_row(loop, tmp_pa
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("options", [{"size_px": 128}, {"false_reject_rate": 0.1}])
+@pytest.mark.parametrize("options", [{"size_px": 128}, {"false_reject_rate": 0.2}])
 def test_other_options_are_other_cells_in_the_same_file(loop, tmp_path: Path, options: dict[str, float]) -> None:
     loop(succeed)
     assert len(loop(succeed, **options).rows) == 6
