@@ -185,11 +185,12 @@ def _nested_false_rejects(scores: Floats, defects: Floats, rate: float) -> int:
     return int((scores > np.array(thresholds)).sum())
 
 
-def _nested_escapes(scores: Floats, d: Floats, rate: float, exchangeable: bool) -> int:
+def _nested_escapes(scores: Floats, defects: Floats, rate: float, exchangeable: bool) -> int:
     """Defects at or below the threshold that was set without them: with one less, which must not undo a rise."""
     enough = ENOUGH_DEFECTS - 1
-    thresholds = [_cut(scores, np.delete(d, i), rate, exchangeable, enough).threshold for i in range(len(d))]
-    return int((d <= np.array(thresholds)).sum()) if len(d) else 0
+    others = [np.delete(defects, i) for i in range(len(defects))]
+    thresholds = [_cut(scores, left, rate, exchangeable, enough).threshold for left in others]
+    return int((defects <= np.array(thresholds)).sum()) if len(defects) else 0
 
 
 def extrapolated_bound(scores: Floats, rate: float) -> float:

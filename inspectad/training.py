@@ -34,7 +34,7 @@ from inspectad.onnx_graph import (
     predict_with_module,
     require_parity,
 )
-from inspectad.pose import FIXED, POSES, Pose, pose_named
+from inspectad.pose import FIXED, Pose, pose_named
 from inspectad.records import ByteArray
 from inspectad.training_data import ReadableImage, Selection, TrainingImages, select, survey
 
@@ -54,7 +54,7 @@ class TrainConfig:
     Attributes:
         size_px: longer side of the network's input; None chooses it from the images.
         false_reject_rate: share of good images that may be called NG.
-        pose: in which ways parts lie, a name of `POSES`; ``auto`` asks the good images.
+        pose: in which ways parts lie, a name of `inspectad.pose.POSES`; ``auto`` asks the good images.
         device: ``auto``, ``cpu`` or ``cuda``.
     """
 
@@ -136,8 +136,8 @@ def check_config(config: TrainConfig) -> None:
         raise UsageError(f"--false-reject-rate {config.false_reject_rate}: give a share between 0 and 0.5, as 0.05")
     if config.size_px is not None and not 64 <= config.size_px <= 2048:
         raise UsageError(f"--size {config.size_px}: give the longer side in pixels, from 64 to 2048")
-    if config.pose not in POSES:
-        raise UsageError(f"no pose named {config.pose!r}; there are: {', '.join(POSES)}")
+    if config.pose != "auto":
+        pose_named(config.pose, 1)  # it refuses what is no name
     if config.output.exists() and not config.output.is_dir():
         raise UsageError(f"{config.output}: is a file; give a folder for the model with -o")
 
