@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from inspectad.errors import MissingDependencyError
+from inspectad.progress import Step, silent
 
 if TYPE_CHECKING:
     from inspectad.training import TrainReport
@@ -27,18 +27,18 @@ def train(
     pose: str = "auto",
     device: str = "auto",
     seed: int = 0,
-    say: Callable[[str, int, int], None] = lambda *_: None,
+    say: Step = silent,
 ) -> TrainReport:
     """Train on a folder of good images, and optionally one of defects, and write a model folder.
 
-    The arguments are those of ``inspectad train``; see `inspectad.training.TrainConfig`. ``say`` is told what is being
-    done: (text, parts done, parts in all).
+    The arguments are those of ``inspectad train``; see `inspectad.train_config.TrainConfig`. ``say`` is told what is
+    being done: (text, parts done, parts in all, details such as losses).
 
     Raises:
         InspectadError: with a message that says which file is wrong and what to do.
     """
     prepare_training()
-    from inspectad.training import TrainConfig
+    from inspectad.train_config import TrainConfig
     from inspectad.training import train as run
 
     return run(

@@ -21,7 +21,6 @@ rate.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -100,12 +99,12 @@ def calibrate(held_out: HeldOut, defect_scores: FloatArray, rate: float) -> tupl
 
     Args:
         held_out: at least one good score.
-        defect_scores: (M,) image scores of the defects by the final model, M may be 0.
+        defect_scores: (M,) image scores of the defects by the same models, none of which contained them; M may be 0.
         rate: false-reject rate wanted, between 0 and 0.5.
     """
     scores = np.maximum(held_out.scores.astype(np.float64) * held_out.correction, _TINY)
     peaks = np.maximum(held_out.peaks.astype(np.float64) * held_out.correction, _TINY)
-    defects = defect_scores.astype(np.float64)
+    defects = defect_scores.astype(np.float64) * held_out.correction
     cut = _cut(scores, defects, rate, held_out.exchangeable)
     peak_bound, _ = _bound(peaks, cut.usual, rate, held_out.exchangeable)
     readable = _highest_rank(cut.usual) if held_out.exchangeable else 0
@@ -241,11 +240,11 @@ def _limit(log_scores: Floats) -> float:
     return centre + _OUTLYING * spread
 
 
-def fold_of(count: int, most_folds: int) -> Sequence[int]:
+def fold_of(count: int, most_folds: int) -> npt.NDArray[np.int64]:
     """Fold number of each image: leave-one-out up to ``most_folds`` images, then 8 folds at most.
 
     Folds are blocks of neighbours in name order: frames of one part or one minute stay together, since a model that
     has seen the twin of a held-out image would score it too low.
     """
     folds = count if count <= most_folds else min(8, most_folds)
-    return [i * folds // count for i in range(count)]
+    return np.arange(count) * folds // max(count, 1)

@@ -115,7 +115,14 @@ def step_progress() -> Iterator[StepProgress]:
     if not err.is_terminal:
         yield StepProgress(None)
         return
-    with Progress(SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), console=err, transient=True) as bar:
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[detail]}"),
+    )
+    with Progress(*columns, console=err, transient=True) as bar:
         yield StepProgress(bar)
 
 
@@ -126,20 +133,26 @@ class StepProgress:
     bar: Progress | None
     task: TaskID | None = None
     text: str = ""
+    said: float = field(default_factory=time.monotonic)
 
-    def step(self, text: str, done: int, total: int) -> None:
+    def step(self, text: str, done: int, total: int, detail: str = "", /) -> None:
         if self.bar is None:
+            now = time.monotonic()
             if text != self.text:
                 err.print(f"{text} ...")
+                self.said = now
+            elif detail and now - self.said > _QUIET_SECONDS:
+                err.print(f"{text}: {done} of {total}, {detail}")
+                self.said = now
             self.text = text
             return
         if text != self.text:
             if self.task is not None:
                 self.bar.remove_task(self.task)
-            self.task = self.bar.add_task(text)
+            self.task = self.bar.add_task(text, detail="")
             self.text = text
         if self.task is not None:
-            self.bar.update(self.task, total=total if total > 1 else None, completed=done)
+            self.bar.update(self.task, total=total if total > 1 else None, completed=done, detail=detail)
 
 
 def manifest_table(manifest: Manifest, digest: str) -> Table:

@@ -12,6 +12,7 @@ import cv2
 from inspectad.atomic import write_atomically
 from inspectad.demo_part import DEFECTS, render_part
 from inspectad.errors import OutputError
+from inspectad.progress import Step
 from inspectad.records import ByteArray, Inspection
 
 if TYPE_CHECKING:
@@ -75,11 +76,12 @@ class DemoResult:
     output: Path
 
 
-def run_demo(output: Path, step: Callable[[str, int, int], None]) -> DemoResult:
+def run_demo(output: Path, step: Step) -> DemoResult:
     """Render, train and scan with heatmaps, by the same functions as the verbs."""
     from inspectad.detector import OnnxDetector
     from inspectad.scan import ScanConfig, scan
-    from inspectad.training import TrainConfig, train
+    from inspectad.train_config import TrainConfig
+    from inspectad.training import train
 
     rendered = 0
 

@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from inspectad.images import read_file
 from inspectad.masks import mask_path, read_mask
 from inspectad.metrics import PixelCounts, Rate, auroc, average_precision, best_f1, f1
 from inspectad.pipeline import Prepared
+from inspectad.progress import Step, silent
 from inspectad.records import FloatArray, Inspection, Verdict
 
 _BATCH_SIZE = 4  # as in a scan
@@ -97,11 +98,7 @@ class _Scored:
     source_hw: tuple[int, int]
 
 
-Say = Callable[[str, int, int], None]
-"""Told (what is being done, images done, images in all)."""
-
-
-def evaluate(config: EvaluateConfig, detector: OnnxDetector, say: Say = lambda *_: None) -> Evaluation:
+def evaluate(config: EvaluateConfig, detector: OnnxDetector, say: Step = silent) -> Evaluation:
     """Score all images of both folders and compute the figures.
 
     Raises:
@@ -133,7 +130,7 @@ def evaluate_files(
     defects: Sequence[ImageFile],
     masks: Path | None,
     detector: OnnxDetector,
-    say: Say = lambda *_: None,
+    say: Step = silent,
 ) -> Evaluation:
     """Score labelled images, by the same way as ``scan``, and compute the figures; those that cannot be had are nan.
 
@@ -174,7 +171,7 @@ def _score(
     what: str,
     detector: OnnxDetector,
     unreadable: list[tuple[str, str]],
-    say: Say,
+    say: Step,
     *,
     keep_maps: bool,
 ) -> list[_Scored]:

@@ -1,7 +1,5 @@
 """Scores of good images from models that have not seen them."""
 
-from collections.abc import Callable
-
 import numpy as np
 from torch import nn
 
@@ -9,6 +7,7 @@ from inspectad.calibration import HeldOut, fold_of
 from inspectad.methods import Trainer
 from inspectad.onnx_graph import predict_with_module
 from inspectad.pose import Pose, turn
+from inspectad.progress import Step
 from inspectad.records import ByteArray, FloatArray
 from inspectad.training_data import TrainingImages
 
@@ -18,40 +17,49 @@ _SMALL_TURN = 1.35  # what an image turned by 5 degrees lacks, as a factor, agai
 def score_held_out(
     trainer: Trainer,
     good: TrainingImages,
+    defects: TrainingImages,
     max_folds: int,
     final: nn.Module,
     pose: Pose,
-    on_fold: Callable[[int, int], None],
-) -> HeldOut:
-    """Leave-one-out or cross-fitted scores; of a single image, the scores of turned copies of it.
+    say: Step,
+) -> tuple[HeldOut, FloatArray]:
+    """Leave-one-out or cross-fitted scores, of good images and of defects; of a single good image, the scores of
+    turned copies of it.
 
     Args:
         max_folds: up to so many images one is left out at a time; above, a part of them.
-        final: the model of all images, used where there is only one.
+        final: the model of all images, used where there is only one good one.
         pose: whose copies of the good images may be in the models.
-        on_fold: told (folds done, folds in all).
+
+    Returns: the good images' scores, and the defects' (M,).
     """
-    if len(good) == 1:
-        score, peak = _stand_in(final, good[0], pose)
-        return HeldOut(
-            scores=np.array([score], np.float32),
-            peaks=np.array([peak], np.float32),
-            learnt_from=1,
-            final_images=1,
-            how="turned copies of the only good image",
-            exchangeable=False,
-        )
-    folds = np.asarray(fold_of(len(good), max_folds))
-    count = int(folds.max()) + 1
+    good_folds = fold_of(len(good), max_folds) if len(good) > 1 else np.full(1, -1)  # the only one stays in all models
+    defect_folds = fold_of(len(defects), max_folds)
+    count = 1 + max(-1, *good_folds.tolist(), *defect_folds.tolist())
     scores, peaks = np.zeros(len(good), np.float32), np.zeros(len(good), np.float32)
+    defect_scores = np.zeros(len(defects), np.float32)
     for fold in range(count):
-        module = trainer.fit(np.flatnonzero(folds != fold).tolist())
-        members = np.flatnonzero(folds == fold)
-        for i in members.tolist():
+        say("scoring images held out", fold, count)
+        module = trainer.fit(np.flatnonzero(good_folds != fold).tolist(), np.flatnonzero(defect_folds != fold).tolist())
+        for i in np.flatnonzero(good_folds == fold).tolist():
             scores[i : i + 1], peaks[i : i + 1] = _scores(module, [good[i]])
-        on_fold(fold + 1, count)
-    how = "leave-one-out" if count == len(good) else f"cross-fitting in {count} parts"
-    return HeldOut(scores=scores, peaks=peaks, learnt_from=len(good) * (1 - 1 / count), final_images=len(good), how=how)
+        for i in np.flatnonzero(defect_folds == fold).tolist():
+            defect_scores[i : i + 1] = _scores(module, [defects[i]])[0]
+    parts = int(good_folds.max()) + 1
+    if len(good) == 1:
+        scores[:], peaks[:] = _stand_in(final, good[0], pose)
+        how = "turned copies of the only good image"
+    else:
+        how = "leave-one-out" if parts == len(good) else f"cross-fitting in {parts} parts"
+    held_out = HeldOut(
+        scores=scores,
+        peaks=peaks,
+        learnt_from=len(good) * (1 - 1 / max(parts, 1)) if len(good) > 1 else 1,
+        final_images=len(good),
+        how=how,
+        exchangeable=len(good) > 1,
+    )
+    return held_out, defect_scores
 
 
 def _stand_in(module: nn.Module, image: ByteArray, pose: Pose) -> tuple[float, float]:

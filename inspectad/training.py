@@ -1,10 +1,9 @@
 """``inspectad train``: from folders of images to a calibrated model whose exported graph is proved."""
 
-import dataclasses
 import hashlib
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -16,15 +15,13 @@ from torch import Tensor, nn
 from inspectad import __version__
 from inspectad.calibration import Suspects, calibrate
 from inspectad.errors import TrainingError, UsageError
-from inspectad.foreground import part_share
 from inspectad.held_out import score_held_out
-from inspectad.images import RESIZE_RULE, choose_input_size
+from inspectad.images import RESIZE_RULE
 from inspectad.manifest import SCHEMA_VERSION, Calibration, Manifest, Parity, TrainedOn
 from inspectad.methods import METHODS
 from inspectad.metrics import auroc
 from inspectad.model_file import ONNX_NAME, append_manifest, write_model
-from inspectad.nn.backbone import load_backbone, weights_digest
-from inspectad.nn.pose_evidence import examine_pose
+from inspectad.nn.backbone import weights_digest
 from inspectad.nn.settings import TrainSettings
 from inspectad.onnx_graph import (
     FP32_LIMIT,
@@ -34,41 +31,13 @@ from inspectad.onnx_graph import (
     predict_with_module,
     require_parity,
 )
-from inspectad.pose import FIXED, Pose, pose_named
+from inspectad.progress import Step, silent
 from inspectad.records import ByteArray
+from inspectad.train_config import TrainConfig, check_config, choose_settings, spread
 from inspectad.training_data import ReadableImage, Selection, TrainingImages, select, survey
 
 SAMPLES: Final = 16
 """Training images kept (at input size) in ``weights.safetensors``, for the parity proof and for int8 calibration."""
-_SHARES: Final = 16  # good images whose part is measured
-SMALL_PART: Final = 0.25
-SMALL_PART_SCALE: Final = 1.5
-"""Parts at any angle that fill no more than `SMALL_PART` of the image get an input so many times as long, unless the
-user chose its size."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainConfig:
-    """What to train on and how.
-
-    Attributes:
-        size_px: longer side of the network's input; None chooses it from the images.
-        false_reject_rate: share of good images that may be called NG.
-        pose: in which ways parts lie, a name of `inspectad.pose.POSES`; ``auto`` asks the good images.
-        device: ``auto``, ``cpu`` or ``cuda``.
-    """
-
-    good: Path
-    defects: Path | None = None
-    output: Path = Path("model")
-    method: str = "memory_bank"
-    size_px: int | None = None
-    backbone: str = "efficientnet_lite0"
-    backbone_weights: Path | None = None
-    false_reject_rate: float = 0.1
-    pose: str = "auto"
-    device: str = "auto"
-    seed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,11 +52,7 @@ class TrainReport:
     model_bytes: int
 
 
-Step = Callable[[str, int, int], None]
-"""Told what is being done, and how many of how many parts of it are: (text, done, total)."""
-
-
-def train(config: TrainConfig, say: Step = lambda *_: None) -> TrainReport:
+def train(config: TrainConfig, say: Step = silent) -> TrainReport:
     """Train, calibrate, prove parity, write the model.
 
     Raises:
@@ -105,12 +70,8 @@ def train(config: TrainConfig, say: Step = lambda *_: None) -> TrainReport:
     method = METHODS[config.method]
     trainer = method.trainer(good, defects, settings)
     say("learning what good looks like", 0, 1)
-    module = trainer.fit(range(len(good)))
-    held_out = score_held_out(
-        trainer, good, method.max_folds, module, settings.pose, lambda n, of: say("scoring images held out", n, of)
-    )
-    say("scoring defects", 0, 1)
-    scores = np.array([predict_with_module(module, [image]).image_scores[0] for image in defects], np.float32)
+    module = trainer.fit(range(len(good)), range(len(defects)), say)
+    held_out, scores = score_held_out(trainer, good, defects, method.max_folds, module, settings.pose, say)
     calibration, suspects = calibrate(held_out, scores, config.false_reject_rate)
     say("exporting and proving the graph", 0, 1)
     graph, parity, samples = _export_and_prove(module, good, defects, calibration)
@@ -122,76 +83,10 @@ def train(config: TrainConfig, say: Step = lambda *_: None) -> TrainReport:
         config.output / ONNX_NAME,
         manifest,
         (*selection.warnings, *_suspicions(selection, suspects, calibration)),
-        auroc(np.array(calibration.good_scores), scores),
+        auroc(np.array(calibration.good_scores), np.array(calibration.defect_scores)),
         time.perf_counter() - started,
         len(data),
     )
-
-
-def check_config(config: TrainConfig) -> None:
-    """Raises: UsageError: settings that make no sense, whatever the images are."""
-    if config.method not in METHODS:
-        raise UsageError(f"no method named {config.method!r}; there are: {', '.join(METHODS)}")
-    if not 0 < config.false_reject_rate < 0.5:
-        raise UsageError(f"--false-reject-rate {config.false_reject_rate}: give a share between 0 and 0.5, as 0.05")
-    if config.size_px is not None and not 64 <= config.size_px <= 2048:
-        raise UsageError(f"--size {config.size_px}: give the longer side in pixels, from 64 to 2048")
-    if config.pose != "auto":
-        pose_named(config.pose, 1)  # it refuses what is no name
-    if config.output.exists() and not config.output.is_dir():
-        raise UsageError(f"{config.output}: is a file; give a folder for the model with -o")
-
-
-def choose_settings(
-    config: TrainConfig, good: Sequence[ReadableImage], full_scale: int, say: Step = lambda *_: None
-) -> tuple[TrainSettings, dict[str, str]]:
-    """Input size and pose, from the good images where the user did not say.
-
-    Small parts at any angle get a larger input: turning blurs the thin lines that a small one just about shows.
-
-    Args: full_scale: white level of the good images.
-    Returns: the settings, and what they rest on, for people.
-    """
-    sizes_hw = [image.size_hw for image in good]
-    settings = TrainSettings(
-        input_size_hw=choose_input_size(sizes_hw, config.size_px),
-        backbone=config.backbone,
-        backbone_weights=config.backbone_weights,
-        seed=config.seed,
-        device=torch_device(config.device),
-    )
-    # At the usual size, whatever size was asked for: it suffices, and was measured.
-    images = TrainingImages(good, choose_input_size(sizes_hw), full_scale)
-    pose, reason = _choose_pose(config, images, settings, say)
-    reasons = {"pose": str(pose), "pose from": reason}
-    if pose.turns > 1 and config.size_px is None:
-        shares = [share for i in _spread(len(images), _SHARES) if (share := part_share(images[i])) is not None]
-        if shares and np.median(shares) <= SMALL_PART:
-            settings = dataclasses.replace(settings, input_size_hw=choose_input_size(sizes_hw, scale=SMALL_PART_SCALE))
-            reasons["input"] = f"enlarged: parts at any angle that fill {np.median(shares):.0%} of the image"
-    return dataclasses.replace(settings, pose=pose), reasons
-
-
-def _choose_pose(config: TrainConfig, good: TrainingImages, settings: TrainSettings, say: Step) -> tuple[Pose, str]:
-    """The pose that the user or the good images name, and what it rests on."""
-    if config.pose != "auto":
-        return pose_named(config.pose, len(good)), f"the option {config.pose}"
-    if len(good) == 1:
-        return FIXED, "one good image cannot tell how others lie: say --pose any if at any angle"
-    backbone, _ = load_backbone(settings.backbone, settings.backbone_weights)
-    evidence = examine_pose(
-        good, backbone.to(settings.device), settings.device, lambda n, of: say("looking how parts lie", n, of)
-    )
-    return evidence.pose(len(good)), str(evidence)
-
-
-def torch_device(name: str) -> str:
-    """``auto``, ``cpu`` or ``cuda`` to what torch can use here. Raises: UsageError when there is no CUDA."""
-    if name not in ("auto", "cpu", "cuda"):
-        raise UsageError(f"no device named {name!r}; there are: auto, cpu, cuda")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UsageError("--device cuda: torch finds no usable GPU here; 'inspectad doctor' says why")
-    return "cuda" if name != "cpu" and torch.cuda.is_available() else "cpu"
 
 
 def _select(config: TrainConfig, say: Step) -> Selection:
@@ -207,8 +102,8 @@ def _select(config: TrainConfig, say: Step) -> Selection:
 def _export_and_prove(
     module: nn.Module, good: TrainingImages, defects: TrainingImages, calibration: Calibration
 ) -> tuple[bytes, Parity, list[ByteArray]]:
-    samples = [good[i] for i in _spread(len(good), SAMPLES - min(len(defects), SAMPLES // 4))]
-    samples += [defects[i] for i in _spread(len(defects), SAMPLES // 4)]
+    samples = [good[i] for i in spread(len(good), SAMPLES - min(len(defects), SAMPLES // 4))]
+    samples += [defects[i] for i in spread(len(defects), SAMPLES // 4)]
     graph = export_graph(module, good.input_size_hw)
     reference = predict_with_module(module, samples)
     parity = compare(
@@ -221,11 +116,6 @@ def _export_and_prove(
     )
     require_parity(parity)
     return graph, parity, samples
-
-
-def _spread(count: int, wanted: int) -> list[int]:
-    """``wanted`` indices evenly spread over ``count``, all of them when there are fewer."""
-    return sorted({i * count // min(count, wanted) for i in range(min(count, wanted))})
 
 
 def pack_weights(module: nn.Module, samples: Sequence[ByteArray]) -> bytes:

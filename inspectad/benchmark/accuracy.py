@@ -16,7 +16,7 @@ from inspectad.benchmark.plan import PEER, AccuracyConfig, plan
 from inspectad.benchmark.report import Report, make_report, to_json
 from inspectad.benchmark.rows import Cell, Row, put_row, read_rows
 from inspectad.benchmark.tables import to_markdown
-from inspectad.training import TrainConfig, check_config, torch_device
+from inspectad.train_config import TrainConfig, check_config, torch_device
 
 
 class Watcher(Protocol):
@@ -25,7 +25,7 @@ class Watcher(Protocol):
     def start(self, cells: int, done: int) -> None:
         """So many cells are to be measured; so many of them were measured before."""
 
-    def step(self, text: str, done: int, total: int) -> None:
+    def step(self, text: str, done: int, total: int, detail: str = "", /) -> None:
         """What is done within the cell."""
 
     def cell(self, cell: Cell) -> None:

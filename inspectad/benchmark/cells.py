@@ -17,14 +17,16 @@ from inspectad.benchmark.rows import Cell, Figures, Row
 from inspectad.demo_part import render_part
 from inspectad.detector import OnnxDetector
 from inspectad.errors import InspectadError
-from inspectad.evaluate import Evaluation, Say, evaluate_files
+from inspectad.evaluate import Evaluation, evaluate_files
 from inspectad.image_files import ImageFile
 from inspectad.images import MIN_INPUT_PX
-from inspectad.training import TrainConfig, TrainReport, choose_settings, train
+from inspectad.progress import Step
+from inspectad.train_config import TrainConfig, choose_settings
+from inspectad.training import TrainReport, train
 from inspectad.training_data import select, survey
 
 
-def run_cell(cell: Cell, dataset: Dataset, config: AccuracyConfig, peer: Peer | None, say: Say) -> Row:
+def run_cell(cell: Cell, dataset: Dataset, config: AccuracyConfig, peer: Peer | None, say: Step) -> Row:
     """Measure a cell. Whatever goes wrong becomes its error, so that the other cells are still run."""
     try:
         shots = None if cell.good_shots == ALL else int(cell.good_shots)
@@ -58,7 +60,7 @@ def warm_up() -> None:
         train(TrainConfig(good=work / "good", output=work / "model", size_px=MIN_INPUT_PX))
 
 
-def _measure(cell: Cell, drawn: Draw, masks: Path | None, config: AccuracyConfig, say: Say) -> Figures:
+def _measure(cell: Cell, drawn: Draw, masks: Path | None, config: AccuracyConfig, say: Step) -> Figures:
     with tempfile.TemporaryDirectory(prefix="inspectad-benchmark-", ignore_cleanup_errors=True) as name:
         work = Path(name)
         trained = train(

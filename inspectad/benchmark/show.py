@@ -42,9 +42,9 @@ class CellProgress:
         self.started, self.name = time.monotonic(), console.printable(str(cell))
         self.step("", 0, 1)
 
-    def step(self, text: str, done: int, total: int) -> None:
+    def step(self, text: str, done: int, total: int, detail: str = "", /) -> None:
         if self.bar is not None and self.task is not None:
-            share = f" {done}/{total}" if total > 1 else ""
+            share = (f" {done}/{total}" if total > 1 else "") + (f", {detail}" if detail else "")
             self.bar.update(self.task, description=escape(f"{self.name}: {text}{share}" if text else self.name))
 
     def row(self, row: Row) -> None:

@@ -1,7 +1,7 @@
 """The detection methods, by the name that ``--method`` takes.
 
 A method is a trainer: made once with the training images and the settings, it returns a ``torch.nn.Module`` for any
-subset of the good images, whose ``forward(images: uint8 (B, H, W, 3)) -> (score (B,), anomaly_map (B, H, W))``,
+subset of them, whose ``forward(images: uint8 (B, H, W, 3)) -> (score (B,), anomaly_map (B, H, W))``,
 higher meaning more anomalous. Calibration, export, parity, scan and evaluation know that module and no method.
 """
 
@@ -13,14 +13,15 @@ from torch import Tensor, nn
 
 from inspectad.methods.memory_bank import MemoryBankTrainer, restore_memory_bank
 from inspectad.nn.settings import TrainSettings
+from inspectad.progress import Step, silent
 from inspectad.training_data import TrainingImages
 
 
 class Trainer(Protocol):
     """One method at work on one set of training images."""
 
-    def fit(self, good: Sequence[int]) -> nn.Module:
-        """Train on these of the good images (indices), and nothing else of them."""
+    def fit(self, good: Sequence[int], defects: Sequence[int], say: Step = silent) -> nn.Module:
+        """Train on these of the good images and of the defects (indices), and on nothing else."""
 
     def describe(self) -> dict[str, str]:
         """The method's own numbers and choices, which the manifest keeps and ``info`` shows."""
@@ -33,7 +34,7 @@ class Method:
     Attributes:
         trainer: (good images, defect images, settings) to a trainer.
         restore: (tensors of ``weights.safetensors``, settings) to the module that ``fit`` returned.
-        max_folds: how many times calibration may train again to score images that the model has not seen.
+        max_folds: how many times calibration may train again to score images that the model has not seen, if it can.
     """
 
     trainer: Callable[[TrainingImages, TrainingImages, TrainSettings], Trainer]

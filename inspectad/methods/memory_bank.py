@@ -31,6 +31,7 @@ from inspectad.nn.patches import nearest_distance, soft_normalise
 from inspectad.nn.settings import TrainSettings
 from inspectad.nn.smoothing import GaussianBlur
 from inspectad.pose import copies
+from inspectad.progress import Step, silent
 from inspectad.records import ByteArray
 from inspectad.training_data import TrainingImages
 
@@ -169,7 +170,7 @@ class MemoryBankTrainer:
         self._backbone = network.to(settings.device)
         self._patches: dict[int, list[Tensor]] = {}
 
-    def fit(self, good: Sequence[int]) -> MemoryBank:
+    def fit(self, good: Sequence[int], defects: Sequence[int], say: Step = silent) -> MemoryBank:  # noqa: ARG002
         """Memory banks of these good images; the same images, settings and seed give the same banks."""
         patches = [torch.cat(parts) for parts in zip(*(self._patches_of(i) for i in good), strict=True)]
         banks = [self._bank(level, x) for level, x in zip(self._levels, patches, strict=True)]
