@@ -146,6 +146,9 @@ def train(
     good: Annotated[Path, typer.Argument(help="Folder of good images, at least one.")],
     defects: Annotated[Path | None, typer.Argument(help="Folder of defect images, if there are any.")] = None,
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the model.")] = Path("model"),
+    masks: Annotated[
+        Path | None, typer.Option(help="Folder of defect masks, named like the defects (or <name>_mask.png).")
+    ] = None,
     method: Annotated[Method, typer.Option(help="Detection method.")] = Method.memory_bank,
     size: Annotated[
         int | None, typer.Option(help="Longer side of the network's input in pixels; chosen from the images if absent.")
@@ -175,6 +178,7 @@ def train(
             good,
             defects,
             output,
+            masks=masks,
             method=method.value,
             size_px=size,
             backbone=backbone,

@@ -23,6 +23,7 @@ from inspectad.onnx_graph import (
     FP32_LIMIT,
     compare,
     export_graph,
+    has_ties,
     predict_with_graph,
     predict_with_module,
     require_parity,
@@ -85,6 +86,7 @@ def export(config: ExportConfig) -> tuple[Manifest, int]:
         _LIMITS[config.precision],
         "the trained network",
         calibration.unseen_scores,
+        has_ties=has_ties(module),
     )
     require_parity(parity)
     exported = dataclasses.replace(manifest, precision=config.precision, parity=parity)

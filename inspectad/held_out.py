@@ -40,7 +40,8 @@ def score_held_out(
     defect_scores = np.zeros(len(defects), np.float32)
     for fold in range(count):
         say("scoring images held out", fold, count)
-        module = trainer.fit(np.flatnonzero(good_folds != fold).tolist(), np.flatnonzero(defect_folds != fold).tolist())
+        kept, kept_defects = (np.flatnonzero(folds != fold).tolist() for folds in (good_folds, defect_folds))
+        module = trainer.fit(kept, kept_defects).module
         for i in np.flatnonzero(good_folds == fold).tolist():
             scores[i : i + 1], peaks[i : i + 1] = _scores(module, [good[i]])
         for i in np.flatnonzero(defect_folds == fold).tolist():

@@ -2,7 +2,7 @@
 
 import glob
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO, RawIOBase
 from pathlib import Path, PurePosixPath
@@ -28,29 +28,29 @@ class ImageFile:
     name: str
 
 
-def find_images(folder: Path, exclude: Path | None = None) -> list[ImageFile]:
+def find_images(folder: Path, *exclude: Path) -> list[ImageFile]:
     """All image files below a folder, sorted by name; links are followed, each real folder is entered once.
 
     Files and folders whose name starts with a dot are left out (macOS and editors keep copies there that are no
-    images), and so are the folder ``exclude`` and the output
+    images), and so are the folders ``exclude`` and the output
     folders of earlier scans, so that results inside the input never become input.
     """
     if not folder.exists():
         raise UsageError(f"{folder}: no such folder; check the spelling, or give the full path")
     if not folder.is_dir():
         raise UsageError(f"{folder}: is a file; give the folder that holds the images")
-    if exclude is not None and exclude.resolve() == folder.resolve():
+    if folder.resolve() in [e.resolve() for e in exclude]:
         raise UsageError(f"{folder}: is both input and output; choose another output folder with -o")
     found = (ImageFile(p, p.relative_to(folder).as_posix()) for p in _walk(folder, exclude))
     return sorted(found, key=lambda f: f.name)
 
 
-def _walk(folder: Path, exclude: Path | None) -> Iterator[Path]:
-    excluded = exclude.resolve() if exclude is not None else None
+def _walk(folder: Path, exclude: Sequence[Path]) -> Iterator[Path]:
+    excluded = {e.resolve() for e in exclude}
     seen: set[tuple[int, int]] = set()
     for here, folders, files in os.walk(folder, followlinks=True, onerror=_cannot_list):
         stat = os.stat(here)
-        if (stat.st_dev, stat.st_ino) in seen or (excluded is not None and Path(here).resolve() == excluded):
+        if (stat.st_dev, stat.st_ino) in seen or Path(here).resolve() in excluded:
             folders.clear()  # a link back to where we were, or our own output
             continue
         if RESULTS_MARKER in files and Path(here) != folder:
@@ -77,12 +77,13 @@ def expand_arguments(arguments: Iterable[str], exclude: Path | None = None) -> l
         UsageError: an argument is neither a file nor a folder and matches nothing.
     """
     paths = [path for argument in arguments for path in _matches(argument, exclude)]
+    excluded = [] if exclude is None else [exclude]
     if len(paths) == 1 and paths[0].is_dir():
-        return find_images(paths[0], exclude)
+        return find_images(paths[0], *excluded)
     root = common_root(paths)
     files: dict[str, ImageFile] = {}  # a file that two arguments name is inspected once
     for path in paths:
-        for file in [f.path for f in find_images(path, exclude)] if path.is_dir() else [path]:
+        for file in [f.path for f in find_images(path, *excluded)] if path.is_dir() else [path]:
             name = relative_name(file, root)
             files.setdefault(name, ImageFile(file, name))
     return list(files.values())

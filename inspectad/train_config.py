@@ -32,6 +32,7 @@ class TrainConfig:
     """What to train on and how.
 
     Attributes:
+        masks: folder of truth masks of the defects, named like them.
         size_px: longer side of the network's input; None chooses it from the images.
         false_reject_rate: share of good images that may be called NG.
         pose: in which ways parts lie, a name of `inspectad.pose.POSES`; ``auto`` asks the good images.
@@ -41,6 +42,7 @@ class TrainConfig:
     good: Path
     defects: Path | None = None
     output: Path = Path("model")
+    masks: Path | None = None
     method: str = "memory_bank"
     size_px: int | None = None
     backbone: str = "efficientnet_lite0"

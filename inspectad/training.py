@@ -27,6 +27,7 @@ from inspectad.onnx_graph import (
     FP32_LIMIT,
     compare,
     export_graph,
+    has_ties,
     predict_with_graph,
     predict_with_module,
     require_parity,
@@ -34,7 +35,16 @@ from inspectad.onnx_graph import (
 from inspectad.progress import Step, silent
 from inspectad.records import ByteArray
 from inspectad.train_config import TrainConfig, check_config, choose_settings, spread
-from inspectad.training_data import ReadableImage, Selection, TrainingImages, select, survey
+from inspectad.training_data import (
+    DefectImages,
+    DefectMasks,
+    ReadableImage,
+    Selection,
+    TrainingImages,
+    find_masks,
+    select,
+    survey,
+)
 
 SAMPLES: Final = 16
 """Training images kept (at input size) in ``weights.safetensors``, for the parity proof and for int8 calibration."""
@@ -64,25 +74,27 @@ def train(config: TrainConfig, say: Step = silent) -> TrainReport:
     started = time.perf_counter()
     check_config(config)
     selection = _select(config, say)
+    masks = _find_masks(config, selection)
     settings, reasons = choose_settings(config, selection.good, selection.full_scale, say)
     good = TrainingImages(selection.good, settings.input_size_hw, selection.full_scale)
-    defects = TrainingImages(selection.defects, settings.input_size_hw, selection.full_scale)
+    defects = DefectImages(selection.defects, settings.input_size_hw, selection.full_scale, masks.paths)
     method = METHODS[config.method]
     trainer = method.trainer(good, defects, settings)
     say("learning what good looks like", 0, 1)
-    module = trainer.fit(range(len(good)), range(len(defects)), say)
+    fitted = trainer.fit(range(len(good)), range(len(defects)), say)
+    module = fitted.module
     held_out, scores = score_held_out(trainer, good, defects, method.max_folds, module, settings.pose, say)
     calibration, suspects = calibrate(held_out, scores, config.false_reject_rate)
     say("exporting and proving the graph", 0, 1)
     graph, parity, samples = _export_and_prove(module, good, defects, calibration)
     weights = pack_weights(module, samples)
-    manifest = _manifest(config, settings, {**reasons, **trainer.describe()}, selection, calibration, parity, weights)
+    manifest = _manifest(config, settings, {**reasons, **fitted.notes}, selection, calibration, parity, weights)
     data = append_manifest(graph, manifest)
     write_model(config.output, data, manifest, weights)
     return TrainReport(
         config.output / ONNX_NAME,
         manifest,
-        (*selection.warnings, *_suspicions(selection, suspects, calibration)),
+        (*selection.warnings, *masks.warnings, *_suspicions(selection, suspects, calibration)),
         auroc(np.array(calibration.good_scores), np.array(calibration.defect_scores)),
         time.perf_counter() - started,
         len(data),
@@ -95,8 +107,20 @@ def _select(config: TrainConfig, say: Step) -> Selection:
         return select(survey(config.good), None)
     if config.good.resolve() == config.defects.resolve():
         raise UsageError(f"{config.good}: is given both as good and as defects; give two folders")
+    if config.masks is not None and config.masks.resolve() in (config.good.resolve(), config.defects.resolve()):
+        raise UsageError(f"--masks {config.masks}: holds the images themselves; give the masks a folder of their own")
     # One may lie inside the other: what is in the inner folder belongs to the inner folder alone.
-    return select(survey(config.good, config.defects), survey(config.defects, config.good))
+    inner = [folder for folder in (config.good, config.defects, config.masks) if folder is not None]
+    good, defects = (survey(folder, [f for f in inner if f != folder]) for folder in (config.good, config.defects))
+    return select(good, defects)
+
+
+def _find_masks(config: TrainConfig, selection: Selection) -> DefectMasks:
+    if config.masks is None:
+        return DefectMasks((None,) * len(selection.defects), ())
+    if config.defects is None:
+        raise UsageError(f"--masks {config.masks}: masks say where defects are; give the folder of defects too")
+    return find_masks(config.masks, selection.defects)
 
 
 def _export_and_prove(
@@ -113,6 +137,7 @@ def _export_and_prove(
         FP32_LIMIT,
         "the trained network",
         calibration.unseen_scores,
+        has_ties=has_ties(module),
     )
     require_parity(parity)
     return graph, parity, samples

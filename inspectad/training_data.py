@@ -8,9 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from inspectad.errors import TrainingError, UnreadableImageError
+from inspectad.errors import TrainingError, UnreadableImageError, UsageError
 from inspectad.image_files import ImageFile, find_images
 from inspectad.images import decode_image, full_scale_of, read_file, read_image, resize, to_8_bit
+from inspectad.masks import mask_path, read_mask
 from inspectad.records import ByteArray
 
 _CACHE_BYTES = 512 * 2**20  # decoded images kept; beyond it they are read again when they are needed again
@@ -46,14 +47,14 @@ class Survey:
     unreadable: tuple[tuple[str, str], ...]
 
 
-def survey(folder: Path, exclude: Path | None = None) -> Survey:
-    """Decode every image below a folder once, but for those in the folder ``exclude``.
+def survey(folder: Path, exclude: Sequence[Path] = ()) -> Survey:
+    """Decode every image below a folder once, but for those in the folders ``exclude``.
 
     Raises: UsageError when there is no such folder.
     """
     readable, unreadable = [], []
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        files = find_images(folder, exclude)
+        files = find_images(folder, *exclude)
         for file, result in zip(files, pool.map(_examine, files), strict=True):
             if isinstance(result, ReadableImage):
                 readable.append(result)
@@ -183,3 +184,56 @@ class TrainingImages(Sequence[ByteArray]):
         if len(self._cache) < self._capacity:
             self._cache[index] = prepared
         return prepared
+
+
+@dataclass(frozen=True, slots=True)
+class DefectMasks:
+    """Where the masks of the defects are (None: it has none), and what was said about the others."""
+
+    paths: tuple[Path | None, ...]
+    warnings: tuple[str, ...]
+
+
+def find_masks(folder: Path, defects: Sequence[ReadableImage]) -> DefectMasks:
+    """The masks of defect images, each read once.
+
+    Raises: UsageError: no such folder, it holds a mask of none of them, or a mask that does not fit its image.
+    """
+    if not folder.is_dir():
+        raise UsageError(f"--masks {folder}: no such folder")
+    paths = [mask_path(folder, image.file.name) for image in defects]
+    if not any(paths):
+        expected = defects[0].file.name if defects else "part"
+        raise UsageError(
+            f"--masks {folder}: holds the mask of none of the {len(defects)} defects; for {expected} it would be "
+            f"{Path(expected).with_suffix('')}_mask.png or {Path(expected).with_suffix('.png')} in there"
+        )
+    warnings = []
+    found: list[Path | None] = []
+    for image, path in zip(defects, paths, strict=True):
+        marked = path is not None and bool(read_mask(path, image.size_hw).any())
+        if path is None:
+            warnings.append(f"{image.file.path}: has no mask in {folder}; it teaches without one")
+        elif not marked:
+            warnings.append(f"{path}: marks nothing; {image.file.name} teaches without a mask")
+        found.append(path if marked else None)
+    return DefectMasks(tuple(found), tuple(warnings))
+
+
+class DefectImages(TrainingImages):
+    """Defects, and where in them the defect is, as far as there are masks."""
+
+    def __init__(
+        self,
+        images: Sequence[ReadableImage],
+        input_size_hw: tuple[int, int],
+        full_scale: int,
+        masks: Sequence[Path | None],
+    ) -> None:
+        super().__init__(images, input_size_hw, full_scale)
+        self._masks = tuple(masks)
+
+    def mask(self, index: int) -> ByteArray | None:
+        """Nonzero where defective, in the source's pixels. Raises: UsageError when the file has changed or gone."""
+        path = self._masks[index]
+        return None if path is None else read_mask(path, self.images[index].size_hw)

@@ -45,7 +45,7 @@ def settings_of(size_hw: tuple[int, int] = SIZE_HW, seed: int = 0, bank_size: in
 
 def fitted(seed: int = 0, size_hw: tuple[int, int] = (96, 128), images: int = 2, bank_size: int = 200) -> MemoryBank:
     parts = [render_part(i, None, size_hw).image for i in range(images)]
-    return MemoryBankTrainer(parts, [], settings_of(size_hw, seed, bank_size)).fit(range(images), [])
+    return MemoryBankTrainer(parts, [], settings_of(size_hw, seed, bank_size)).fit(range(images), []).module
 
 
 @pytest.fixture(scope="module")
@@ -242,7 +242,7 @@ def test_the_bank_holds_patches_of_the_images_it_was_fitted_to_and_of_no_other()
     parts = [render_part(i, None, (96, 128)).image for i in range(4)]
     trainer = MemoryBankTrainer(parts, [], settings_of((96, 128), bank_size=150))
     trainer.fit(range(4), [])  # fills the cache of patches
-    module = trainer.fit([1, 3], [])
+    module = trainer.fit([1, 3], []).module
     for bank in module.banks:
         patches = [patches_of(bank, maps_of(module, part)) for part in parts]
         assert exact_nearest(bank.bank.numpy(), np.concatenate([patches[1], patches[3]])).max() <= SAME

@@ -183,13 +183,13 @@ def test_the_bank_holds_the_copies_of_its_images_and_of_no_others() -> None:
     pose = Pose(("left-right",))
     trainer = MemoryBankTrainer(images, [], TrainSettings(input_size_hw=SIZE_HW, bank_size=10**6, pose=pose))
     trainer.fit(range(3), [])  # fills the cache of patches
-    module = trainer.fit([0, 2], [])
+    module = trainer.fit([0, 2], []).module
     with torch.inference_mode():
         for i, image in enumerate(images):
             mirrored = torch.from_numpy(image[:, ::-1].copy())[None]
             score = float(module(mirrored)[0])
             assert (score <= 1.01 * SAME) == (i != 1)
-    fixed = MemoryBankTrainer(images, [], TrainSettings(input_size_hw=SIZE_HW, bank_size=10**6)).fit([0, 2], [])
+    fixed = MemoryBankTrainer(images, [], TrainSettings(input_size_hw=SIZE_HW, bank_size=10**6)).fit([0, 2], []).module
     assert len(module.banks[0].bank) == 2 * len(fixed.banks[0].bank)
 
 
@@ -281,7 +281,7 @@ def test_any_angle_tells_defects_of_turned_parts_from_good_ones(backbone: torch.
     images = [turn(render_part(i, None, size_hw).image, a) for i, a in enumerate((5, 130, 250))]
     auroc = {}
     for pose in (FIXED, evidence(images, backbone).pose(3)):
-        module = MemoryBankTrainer(images, [], TrainSettings(input_size_hw=size_hw, pose=pose)).fit(range(3), [])
+        module = MemoryBankTrainer(images, [], TrainSettings(input_size_hw=size_hw, pose=pose)).fit(range(3), []).module
         scores = []
         for defect in (None, "dent", "stain"):
             frames = [

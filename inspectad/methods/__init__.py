@@ -12,19 +12,17 @@ from typing import Protocol
 from torch import Tensor, nn
 
 from inspectad.methods.memory_bank import MemoryBankTrainer, restore_memory_bank
+from inspectad.nn.fitted import Fitted
 from inspectad.nn.settings import TrainSettings
 from inspectad.progress import Step, silent
-from inspectad.training_data import TrainingImages
+from inspectad.training_data import DefectImages, TrainingImages
 
 
 class Trainer(Protocol):
     """One method at work on one set of training images."""
 
-    def fit(self, good: Sequence[int], defects: Sequence[int], say: Step = silent) -> nn.Module:
+    def fit(self, good: Sequence[int], defects: Sequence[int], say: Step = silent) -> Fitted:
         """Train on these of the good images and of the defects (indices), and on nothing else."""
-
-    def describe(self) -> dict[str, str]:
-        """The method's own numbers and choices, which the manifest keeps and ``info`` shows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +35,7 @@ class Method:
         max_folds: how many times calibration may train again to score images that the model has not seen, if it can.
     """
 
-    trainer: Callable[[TrainingImages, TrainingImages, TrainSettings], Trainer]
+    trainer: Callable[[TrainingImages, DefectImages, TrainSettings], Trainer]
     restore: Callable[[dict[str, Tensor], TrainSettings], nn.Module]
     max_folds: int = 16
 

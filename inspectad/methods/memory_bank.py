@@ -20,24 +20,31 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Final
 
+import cv2
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from inspectad.nn.backbone import BACKBONES, load_backbone
 from inspectad.nn.coreset import greedy_coreset, project
-from inspectad.nn.patches import nearest_distance, soft_normalise
+from inspectad.nn.defect_head import DefectHead, Evidence, describe, patch_rows, weigh_top
+from inspectad.nn.fitted import Fitted
+from inspectad.nn.known_defects import MIN_GOOD, Described, Learnt, learn, sample_defect, sample_good
+from inspectad.nn.patches import length, nearest_residual, soft_normalise
 from inspectad.nn.settings import TrainSettings
 from inspectad.nn.smoothing import GaussianBlur
 from inspectad.pose import copies
 from inspectad.progress import Step, silent
-from inspectad.records import ByteArray
-from inspectad.training_data import TrainingImages
+from inspectad.records import ByteArray, FloatArray
+from inspectad.training_data import DefectImages, TrainingImages
 
 CANDIDATES = 32768  # patches that a coreset is chosen from, shared evenly: 55 MB (Lite0) however many images there are
 PROJECTED = 32  # dimensions that the coreset is chosen in
 TOP_SHARE = 0.01  # share of the map whose mean is the image score
+HEAD_GOOD = 128  # good images, at most, that the head for defects learns from; all of 1,131 were no better
+_MAP_BYTES = 512 * 2**20  # maps of the backbone kept in memory while training
 SMOOTHING_PX = 4.0  # sigma of the Gaussian on the map, in input pixels
 
 
@@ -119,34 +126,50 @@ class LevelBank(nn.Module):
         self.register_buffer("offset", offset)
         self.register_buffer("bank", bank)
 
-    def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        """Args: maps of the backbone. Returns: distances (B, 1, h, w) at the level's own stride."""
+    def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Args: maps of the backbone. Returns: patches and residuals, each (B, h, w, D) at the level's own stride."""
         patches = soft_normalise(patch_vectors(self.level, maps), self.offset)
-        height, width, depth = patches.shape[1:]
-        return nearest_distance(patches.reshape(-1, depth), self.bank).view(-1, 1, height, width)
+        return patches, nearest_residual(patches.reshape(-1, patches.shape[-1]), self.bank).view(patches.shape)
 
 
 class MemoryBank(nn.Module):
-    """The detector: features, nearest neighbours, smoothing and score in one graph."""
+    """The detector: features, nearest neighbours, smoothing, score and what is known of defects, in one graph."""
 
-    def __init__(self, backbone: nn.Module, banks: Sequence[LevelBank]) -> None:
+    def __init__(self, backbone: nn.Module, banks: Sequence[LevelBank], head: DefectHead | None = None) -> None:
         super().__init__()
         self.backbone = backbone
         self.banks = nn.ModuleList(banks)
         self.weights = [bank.level.weight / sum(b.level.weight for b in banks) for bank in banks]
         self.blur = GaussianBlur(SMOOTHING_PX / 8)  # the map is at stride 8
+        self.head = head
+
+    @property
+    def has_ties(self) -> bool:
+        """Whether the direction to the nearest good patch matters, and not its distance alone."""
+        return self.head is not None
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Args: images uint8 (B, H, W, 3). Returns: score (B,), anomaly_map (B, H, W), float32, one unit."""
-        maps = self.backbone(images.permute(0, 3, 1, 2).float())
+        evidence = self.examine(self.backbone(images.permute(0, 3, 1, 2).float()))
+        score, coarse = evidence.score, evidence.anomaly_map
+        if self.head is not None:
+            of_score, of_map = self.head(evidence, self.blur)
+            score, coarse = score * of_score, coarse * of_map
+        return score, enlarge(coarse, (images.shape[1], images.shape[2])).squeeze(1)
+
+    def examine(self, maps: Sequence[Tensor]) -> Evidence:
+        """What the banks find, whatever is known of defects. Args: maps of the backbone."""
         height, width = maps[0].shape[-2:]
+        found = [bank(maps) for bank in self.banks]
         distances = [
-            weight * enlarge(bank(maps), (height, width)) for weight, bank in zip(self.weights, self.banks, strict=True)
+            weight * enlarge(length(residuals).unsqueeze(1), (height, width))
+            for weight, (_, residuals) in zip(self.weights, found, strict=True)
         ]
         coarse = self.blur(torch.stack(distances).sum(dim=0))
-        top = max(1, round(TOP_SHARE * height * width))
-        score = coarse.flatten(1).topk(top, dim=1).values.mean(dim=1)
-        return score, enlarge(coarse, (images.shape[1], images.shape[2])).squeeze(1)
+        count = max(1, round(TOP_SHARE * height * width))
+        highest = coarse.flatten(1).topk(min(2 * count, height * width), dim=1).values
+        patches, residuals = zip(*found, strict=True)
+        return Evidence(patches, residuals, coarse, highest[:, :count].mean(dim=1), weigh_top(coarse, highest))
 
 
 def enlarge(maps: Tensor, size_hw: tuple[int, int]) -> Tensor:
@@ -159,34 +182,102 @@ def enlarge(maps: Tensor, size_hw: tuple[int, int]) -> Tensor:
 class MemoryBankTrainer:
     """Fits memory banks to subsets of one set of images; each image, and each copy of it, passes the backbone once.
 
-    Defects take no part: they are scored like any held-out image when the threshold is set.
+    Defects never enter the banks. What is unexplained in them is learnt by a head, see `inspectad.nn.known_defects`.
     """
 
-    def __init__(self, good: TrainingImages, _defects: TrainingImages, settings: TrainSettings) -> None:
+    def __init__(self, good: TrainingImages, defects: DefectImages, settings: TrainSettings) -> None:
         self._settings = settings
         self._images = good
+        self._defects = defects
         self._levels = levels_of(settings.backbone)
         network, _ = load_backbone(settings.backbone, settings.backbone_weights)
         self._backbone = network.to(settings.device)
         self._patches: dict[int, list[Tensor]] = {}
+        self._maps: dict[tuple[bool, int], list[Tensor]] = {}
 
-    def fit(self, good: Sequence[int], defects: Sequence[int], say: Step = silent) -> MemoryBank:  # noqa: ARG002
-        """Memory banks of these good images; the same images, settings and seed give the same banks."""
+    def fit(self, good: Sequence[int], defects: Sequence[int], say: Step = silent) -> Fitted:  # noqa: ARG002
+        """Memory banks of these good images and a head of these defects; the same images, settings and seed give the
+        same."""
         patches = [torch.cat(parts) for parts in zip(*(self._patches_of(i) for i in good), strict=True)]
-        banks = [self._bank(level, x) for level, x in zip(self._levels, patches, strict=True)]
+        owners = [np.repeat(good, [len(self._patches_of(i)[n]) for i in good]) for n in range(len(self._levels))]
+        fitted = [self._bank(*given) for given in zip(self._levels, patches, owners, strict=True)]
+        module = self._module([bank for bank, _ in fitted])
+        notes = {f"level {i}": str(level) for i, level in enumerate(self._levels, 1)}
+        if defects:
+            learnt = self._learn(module, [owner for _, owner in fitted], good, defects)
+            module.head = learnt.head
+            notes["weight of the defects"] = f"{learnt.weight:.2f}: {learnt.why}"
+            notes |= {"defects on the map": learnt.map_why} if learnt.map_why else {}
+        return Fitted(module.to(self._settings.device).eval(), {"bank_size": str(self._settings.bank_size), **notes})
+
+    def _module(self, banks: Sequence[LevelBank]) -> MemoryBank:
         return MemoryBank(self._backbone, banks).to(self._settings.device).eval()
 
-    def describe(self) -> dict[str, str]:
-        """Size of the banks and the levels, for people."""
-        levels = {f"level {i}": str(level) for i, level in enumerate(self._levels, 1)}
-        return {"bank_size": str(self._settings.bank_size), **levels}
+    def _learn(
+        self,
+        module: MemoryBank,
+        owners: Sequence[npt.NDArray[np.int64]],
+        good: Sequence[int],
+        defects: Sequence[int],
+    ) -> Learnt:
+        """Args: owners of each level's bank vectors: the good images that they are from."""
+        if len(good) < MIN_GOOD:  # and there would be no bank without an image
+            empty = np.empty((len(good), 0))
+            known = Described(np.empty(len(defects)), np.empty((len(defects), 0)))
+            return learn(Described(np.empty(len(good)), empty), known, len(self._levels), ([], []))
+        rng = np.random.default_rng((self._settings.seed, len(good), len(defects)))
+        taught = [good[i * len(good) // min(HEAD_GOOD, len(good))] for i in range(min(HEAD_GOOD, len(good)))]
+        masks = {i: self._defects.mask(i) for i in defects}
+        has_masks = any(mask is not None for mask in masks.values())
+        good_places, defect_places = [], []
+        described: list[list[tuple[float, FloatArray]]] = [[], []]
+        with torch.inference_mode():
+            for i in taught:
+                # By the bank without it: in its own, every residual of it is nothing.
+                banks = [
+                    LevelBank(bank.level, bank.offset, bank.bank[torch.from_numpy(owner != i).to(bank.bank.device)])
+                    for bank, owner in zip(_banks(module), owners, strict=True)
+                ]
+                evidence = self._module(banks).examine(self._maps_of(i, is_defect=False))
+                described[0].append(_described(evidence))
+                if has_masks:
+                    good_places.append(sample_good(*_rows(evidence), len(taught), rng))
+            for i in defects:
+                evidence = module.examine(self._maps_of(i, is_defect=True))
+                described[1].append(_described(evidence))
+                if (mask := masks[i]) is not None:
+                    size = (evidence.top.shape[3], evidence.top.shape[2])
+                    covered = cv2.resize(mask.astype(np.float64), size, interpolation=cv2.INTER_AREA)
+                    defect_places.append(sample_defect(*_rows(evidence), covered.ravel().astype(np.float64), rng))
+        sides = [
+            Described(np.array([score for score, _ in side]), np.stack([x for _, x in side]).astype(np.float64))
+            for side in described
+        ]
+        return learn(sides[0], sides[1], len(self._levels), (good_places, defect_places))
 
-    def _bank(self, level: Level, vectors: Tensor) -> LevelBank:
-        """Args: vectors (P, D) of the good images, not normalised."""
+    def _maps_of(self, index: int, *, is_defect: bool) -> list[Tensor]:
+        """The backbone's maps of a training image, kept as long as there is room: every fold needs them again."""
+        key = (is_defect, index)
+        if key in self._maps:
+            return self._maps[key]
+        pixels = (self._defects if is_defect else self._images)[index]
+        image = torch.from_numpy(pixels).unsqueeze(0).to(self._settings.device)
+        maps: list[Tensor] = self._backbone(image.permute(0, 3, 1, 2).float())
+        kept = 4 * sum(m.numel() for m in maps)
+        if (len(self._maps) + 1) * kept <= _MAP_BYTES:
+            self._maps[key] = maps
+        return maps
+
+    def _bank(
+        self, level: Level, vectors: Tensor, owners: npt.NDArray[np.int64]
+    ) -> tuple[LevelBank, npt.NDArray[np.int64]]:
+        """A level's bank, and whose its vectors are. Args: vectors (P, D) of the good images, not normalised; owners
+        (P,)."""
         offset = level.softness * vectors.square().sum(dim=1).sqrt().mean()
         candidates = soft_normalise(vectors[:, :, None, None], offset).flatten(0, 2).numpy()
         chosen = greedy_coreset(project(candidates, PROJECTED, self._settings.seed), self._settings.bank_size)
-        return LevelBank(level, offset, torch.from_numpy(candidates[np.sort(chosen)]))
+        kept = np.sort(chosen)
+        return LevelBank(level, offset, torch.from_numpy(candidates[kept])), owners[kept]
 
     def _patches_of(self, index: int) -> list[Tensor]:
         """An image's share of the candidates, its copies in other poses among them: one (P, D) a level, on the CPU."""
@@ -206,6 +297,21 @@ class MemoryBankTrainer:
             return [patch_vectors(level, maps).flatten(2)[0].T.cpu() for level in self._levels]
 
 
+def _banks(module: MemoryBank) -> list[LevelBank]:
+    return [bank for bank in module.banks if isinstance(bank, LevelBank)]
+
+
+def _described(evidence: Evidence) -> tuple[float, FloatArray]:
+    """Log score and description of the one image."""
+    return math.log(float(evidence.score[0])), describe(evidence)[0].cpu().numpy()
+
+
+def _rows(evidence: Evidence) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """The places of the one image, and the logs of the map there."""
+    log_map = evidence.anomaly_map.flatten().double().log()
+    return patch_rows(evidence)[0].double().cpu().numpy(), log_map.cpu().numpy()
+
+
 def _sample(count: int, share: int, rng: np.random.Generator) -> Tensor:
     """At most ``share`` of the indices below ``count``, in ascending order."""
     return torch.from_numpy(np.sort(rng.choice(count, min(count, share), replace=False)))
@@ -218,6 +324,10 @@ def restore_memory_bank(tensors: dict[str, Tensor], settings: TrainSettings) -> 
         LevelBank(level, torch.empty(()), torch.empty_like(tensors[f"banks.{i}.bank"]))
         for i, level in enumerate(levels_of(settings.backbone))
     ]
-    module = MemoryBank(network, empty)
+    levels = len(empty)
+    head = None
+    if "head.weight" in tensors:
+        head = DefectHead((len(tensors["head.weight"]) - levels) // 4, levels)
+    module = MemoryBank(network, empty, head)
     module.load_state_dict(tensors)
     return module.eval()

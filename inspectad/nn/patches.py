@@ -16,15 +16,22 @@ def soft_normalise(vectors: Tensor, offset: Tensor) -> Tensor:
     return (vectors / (length + offset)).permute(0, 2, 3, 1)
 
 
-def nearest_distance(patches: Tensor, bank: Tensor) -> Tensor:
-    """Euclidean distance of each patch to its nearest bank vector.
+def nearest_residual(patches: Tensor, bank: Tensor) -> Tensor:
+    """Each patch minus its nearest bank vector: (N, D). Args: patches (N, D), bank (M, D)."""
+    similarity = patches @ bank.T - 0.5 * bank.square().sum(dim=1)
+    return patches - bank[similarity.argmax(dim=1)]
+
+
+def length(residuals: Tensor) -> Tensor:
+    """Distances of patches from their residuals (N, D): (N,), at least `SAME`.
 
     The nearest is found by matrix product; its distance is then taken from the difference, since the expanded
     form |x|^2 - 2xb + |b|^2 loses all digits where a patch almost equals its neighbour. Below `SAME` it is rounding
     that decides which of several near neighbours is found, differently on every machine: those count as equally near.
-
-    Args: patches (N, D), bank (M, D). Returns: (N,), at least `SAME`.
     """
-    similarity = patches @ bank.T - 0.5 * bank.square().sum(dim=1)
-    nearest = bank[similarity.argmax(dim=1)]
-    return (patches - nearest).square().sum(dim=1).clamp_min(SAME**2).sqrt()
+    return residuals.square().sum(dim=-1).clamp_min(SAME**2).sqrt()
+
+
+def nearest_distance(patches: Tensor, bank: Tensor) -> Tensor:
+    """Euclidean distance of each patch to its nearest bank vector: (N,). Args: patches (N, D), bank (M, D)."""
+    return length(nearest_residual(patches, bank))
