@@ -18,7 +18,7 @@ from inspectad.nn.smoothing import GaussianBlur
 
 LIMIT = 1.0
 """The head can move a log score or a log map value by no more."""
-_PATCH_LIMIT = 6.0  # logit of a patch
+PATCH_LIMIT = 6.0  # of the logit of a patch, either way
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +137,7 @@ class DefectHead(nn.Module):
             logits = residuals @ signed[begin:end] + residuals.abs() @ sized[begin:end]
             total = total + F.interpolate(logits.unsqueeze(1), size, mode="bilinear", align_corners=False)
             begin = end
-        return total.clamp(-_PATCH_LIMIT, _PATCH_LIMIT)
+        return total.clamp(-PATCH_LIMIT, PATCH_LIMIT)
 
 
 def patch_rows(evidence: Evidence) -> Tensor:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 
 from inspectad.metrics import auroc
-from inspectad.nn.defect_head import DefectHead
+from inspectad.nn.defect_head import PATCH_LIMIT, DefectHead
 from inspectad.nn.logistic import Floats, balanced, fit_logistic
 
 MIN_GOOD: Final = 3
@@ -23,14 +23,14 @@ STRENGTH: Final = 25.0
 _SPREAD = 0.05  # least standard deviation of log scores, and of log lengths
 _PRIOR = 2.0  # good images that a block's mean variance counts for in each of its dimensions
 _LENGTHS = 0.5  # weight of the lengths among the five blocks
-_SHRINK = 2.0  # n defects get n / (n + 2) of the full weight
-_ALONE = 1 / 6  # weight of a single defect, which no pair can check
+_SHRINK = 5.0  # n defects get n / (n + 5) of the full weight; with n / (n + 2) two or three cost up to .035
 _STEPS = (0.0, 0.25, 0.5, 0.75, 1.0)
 _AS_GOOD = 0.002  # a smaller weight is taken when it tells apart so nearly as many pairs
 _GROUPS = 16  # good images, and defects, are left out in so many groups at most
 MAP_STRENGTH: Final = 1000.0
 _MAP_SCALE = 0.1
 _MAP_GROUPS = 5
+_MAP_WORSE = 0.01  # masks are not believed if they cost more; places are few and hard, so it is a rough measure
 _MASK_ROWS = 24  # places of each kind that a masked defect teaches
 _GOOD_ROWS = 768  # places that all good images together teach
 
@@ -143,7 +143,7 @@ def _choose_weight(
     count = len(defects.log_scores)
     trusted = np.ones(count, bool)
     if count == 1:
-        return _ALONE, trusted, "one defect cannot be checked, so its weight is small"
+        return _full_weight(1), trusted, "one defect cannot be checked, so its weight is small"
     examples = (scaling.apply(good.descriptions), scaling.apply(defects.descriptions))
     alone = (defects.log_scores[:, None] - good.log_scores[None]) / spread
     heads = left_out_margins(*examples)
@@ -155,12 +155,17 @@ def _choose_weight(
         return 0.0, trusted, f"too few defects that look like any{aside}"
     if aside:
         heads[trusted] = left_out_margins(examples[0], examples[1][trusted])
-    full = believed / (believed + _SHRINK)
+    full = _full_weight(believed)
     shares = [_told_apart((alone + step * full * heads)[trusted]).mean() for step in _STEPS]
     chosen = next(i for i, share in enumerate(shares) if share >= max(shares) - _AS_GOOD)
     with_them = f"{shares[chosen]:.1%}" if chosen else f"at best {max(shares):.1%}"
     why = f"of left-out pairs the bank alone tells apart {shares[0]:.1%}, with the defects {with_them}{aside}"
     return _STEPS[chosen] * full, trusted, why
+
+
+def _full_weight(defects: int) -> float:
+    """The most that so many defects may weigh."""
+    return defects / (defects + _SHRINK)
 
 
 def _told_apart(margins: Floats) -> Floats:
@@ -225,29 +230,39 @@ def _some(indices: npt.NDArray[np.int64], count: int, rng: np.random.Generator) 
 
 def _learn_map(head: DefectHead, good: list[Places], defects: list[Places]) -> str:
     """Fit the map's own part to masks. Returns: why it is as strong as it is."""
-    full = _MAP_SCALE * len(defects) / (len(defects) + _SHRINK)
-    scale, why = full, "one mask cannot be checked, so its weight is small"
+    scale = _MAP_SCALE * _full_weight(len(defects))
+    why = "one mask cannot be checked"
     if len(defects) > 1:
-        groups = np.arange(len(defects)) * min(_MAP_GROUPS, len(defects)) // len(defects)
-        found: list[list[float]] = []
-        for group in range(groups[-1] + 1):
-            kept = [d for d, g in zip(defects, groups, strict=True) if g != group]
-            weights, bias = _fit_places(good, kept)
-            for d in (d for d, g in zip(defects, groups, strict=True) if g == group):
-                if not d.is_defect.all():
-                    logits = np.clip(d.rows @ weights + bias, -6, 6)
-                    found.append([_pixel_auroc(d, d.log_map + step * full * logits) for step in _STEPS])
-        means = np.array(found).mean(axis=0) if found else np.ones(len(_STEPS))
-        chosen = next(i for i, mean in enumerate(means) if mean >= means.max() - _AS_GOOD / 2)
-        scale = _STEPS[chosen] * full
-        why = f"pixel AUROC of left-out masks {means[0]:.3f} by the bank alone, {means[chosen]:.3f} with them"
+        alone, taught = _left_out_masks(good, defects, scale)
+        why = f"left-out masks against hard places: pixel AUROC {alone:.3f} by the bank alone, {taught:.3f} with masks"
+        scale = 0.0 if taught < alone - _MAP_WORSE else scale
     weights, bias = _fit_places(good, defects)
     _set_patch(head, scale, weights, bias)
-    return f"from {len(defects)} masks at {scale / _MAP_SCALE:.2f} of its full weight; {why}"
+    return f"from {len(defects)} masks, weight {scale / _MAP_SCALE:.2f}; {why}"
 
 
-def _pixel_auroc(places: Places, values: Floats) -> float:
-    return auroc(values[~places.is_defect], values[places.is_defect])
+def _left_out_masks(good: list[Places], defects: list[Places], scale: float) -> tuple[float, float]:
+    """Mean pixel AUROC over masked defects, by the bank alone and with a map that knows neither them nor the good
+    places that they are compared with."""
+    count = min(_MAP_GROUPS, len(defects), len(good))
+    good_groups, groups = (np.arange(len(side)) * count // len(side) for side in (good, defects))
+    found: list[tuple[float, float]] = []
+    for group in range(count):
+        weights, bias = _fit_places(_of(good, good_groups != group), _of(defects, groups != group))
+        for defect in _of(defects, groups == group):
+            seen = [defect, *_of(good, good_groups == group)]
+            is_defect = np.concatenate([p.is_defect for p in seen])
+            log_map = np.concatenate([p.log_map for p in seen])
+            logits = np.clip(np.concatenate([p.rows for p in seen]) @ weights + bias, -PATCH_LIMIT, PATCH_LIMIT)
+            values = (log_map, log_map + scale * logits)
+            alone, taught = (auroc(v[~is_defect], v[is_defect]) for v in values)
+            found.append((alone, taught))
+    means = np.array(found).mean(axis=0)
+    return float(means[0]), float(means[1])
+
+
+def _of(places: list[Places], chosen: npt.NDArray[np.bool_]) -> list[Places]:
+    return [p for p, is_chosen in zip(places, chosen, strict=True) if is_chosen]
 
 
 def _fit_places(good: list[Places], defects: list[Places]) -> tuple[Floats, float]:
