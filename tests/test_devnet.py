@@ -13,6 +13,7 @@ import torch
 import torchvision
 from onnx import numpy_helper
 from safetensors.torch import load_file, save_file
+from sklearn.metrics import roc_auc_score
 
 import inspectad
 from inspectad.demo_part import render_part
@@ -283,11 +284,45 @@ def test_a_loss_that_is_no_number_stops_with_the_step_and_what_to_do() -> None:
 def test_training_ends_when_nothing_changes_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fitting, "STEPS", 1)
     monkeypatch.setattr(fitting, "CHANGE", 100.0)  # the first epoch falls from infinity, no other does
+    monkeypatch.setattr(fitting, "LEARNT", 10.0)
     trainer = trainer_of(epochs=30)
     trainer.fit(range(3), range(2))
     described = trainer.describe()
     assert described["epochs"] == f"{1 + PATIENCE} of 30, 1 steps each"
     assert described["stopped"].startswith("early")
+
+
+def test_a_network_that_has_not_learnt_yet_goes_on_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fitting, "STEPS", 1)
+    monkeypatch.setattr(fitting, "CHANGE", 100.0)
+    monkeypatch.setattr(fitting, "LEARNT", 0.0)
+    monkeypatch.setattr(fitting, "UNLEARNT", 0.0)
+    trainer = trainer_of(epochs=8)
+    trainer.fit(range(3), range(2))
+    assert trainer.describe()["epochs"] == "8 of 8, 1 steps each"
+    assert "more --epochs" in trainer.describe()["caution"]
+
+
+def painted(seed: int) -> np.ndarray:
+    """A part with a dark patch the size of one patch of the network, somewhere."""
+    part, random = parts(range(seed, seed + 1))[0].copy(), np.random.default_rng(seed)
+    y, x = random.integers(8, 72), random.integers(8, 104)
+    part[y : y + 16, x : x + 16] = 30
+    return part
+
+
+def test_it_learns_what_a_few_defects_show_and_finds_it_on_new_parts() -> None:
+    settings = TrainSettings(input_size_hw=SIZE_HW, epochs=3)
+    trainer = DevNetTrainer(parts(range(12)), [painted(seed) for seed in range(50, 56)], settings)
+    module = trainer.fit(range(12), range(6))
+    good, defective = parts(range(100, 112)), [painted(seed) for seed in range(200, 212)]
+    found = predict_with_module(module, [*good, *defective])
+    assert roc_auc_score([0] * 12 + [1] * 12, found.image_scores) >= 0.9
+    hits = 0
+    for image, anomaly_map in zip(defective, found.anomaly_maps[12:], strict=True):
+        y, x = np.unravel_index(anomaly_map.argmax(), anomaly_map.shape)
+        hits += bool((image[max(y - 16, 0) : y + 17, max(x - 16, 0) : x + 17] == 30).all(axis=2).sum() > 100)
+    assert hits >= 8  # of 12
 
 
 def test_a_tenth_of_many_good_images_is_held_back_and_none_of_few() -> None:
@@ -302,7 +337,7 @@ def test_another_number_of_epochs_has_the_same_curve() -> None:
     paper = schedule_for("cuda", None)
     assert (paper.epochs, paper.each, paper.decay_every, paper.learning_rate) == (50, 24, 10, 2e-4)
     assert schedule_for("cuda", 10).decay_every == 2
-    assert schedule_for("cpu", 1).decay_every == 1
+    assert (schedule_for("cpu", 8).decay_every, schedule_for("cpu", 1).decay_every) == (4, 1)
 
 
 # --- batches

@@ -13,6 +13,8 @@ Different here:
 
 - The input keeps the project's resize, which keeps the aspect ratio (``settings.input_size_hw``), not a square of 448.
 - The embedded backbone ends at stride 16, so its patches are half as large; torchvision's have stride 32, as theirs.
+- The head starts at a tenth of the usual random weights (`HEAD_SCALE`) and learns ten times as fast as the backbone:
+  on a CPU training has to be short.
 - What comes in from outside when an image is turned is reflected, not black; and every second image is mirrored.
 - The anomaly map is computed forwards, from the patch scores, so that it is part of the exported graph: enlarged, and
   smoothed. The authors' map of input gradients is what ``inspectad explain`` draws.
@@ -53,6 +55,10 @@ LEVELS: Final = 2
 BLURS: Final = 56.0
 """The map is smoothed by a Gaussian whose sigma is the image's mean side over this: 8 of 448 pixels, a quarter of a
 patch. Without it the corners of the enlarged patches show."""
+HEAD_SCALE: Final = 0.1
+"""Of the usual random weights that the head starts from. At full size an untrained head of the embedded backbone gives
+good images 3 already, and a short training is spent on unlearning that. Solar cells, 10 defects, one draw, 40 steps:
+image AUROC .838 on cells kept back from training, .680 with 1."""
 MAX_FOLDS: Final = 3
 """Calibration trains so many times again, each as long as the model itself."""
 
@@ -122,7 +128,7 @@ class DevNetTrainer:
         batches = BalancedBatches(self._good, taught, self._defects, defects, np.random.default_rng(seed))
         images = [self._good[i] for i in watched]
         with torch.backends.cudnn.flags(deterministic=True, benchmark=False):
-            report = fit_deviation(module, module.score, batches, images, self._schedule, seed, say)
+            report = fit_deviation(module, module.head, module.score, batches, images, self._schedule, seed, say)
         if self._report is None:  # the first is the model itself, calibration's follow
             self._report = report
         module.to(memory_format=torch.contiguous_format).requires_grad_(False)
@@ -130,10 +136,12 @@ class DevNetTrainer:
 
     def describe(self) -> dict[str, str]:
         """How the model was trained, for people."""
+        plan = self._schedule
         described = {
             "abs_topk": "|score| of patches" if self._abs_topk else "signed score of patches",
-            "batch": f"{self._schedule.each} good, {self._schedule.each} defects",
-            "learning_rate": f"{self._schedule.learning_rate:g}, a tenth every {self._schedule.decay_every} epochs",
+            "batch": f"{plan.each} good, {plan.each} defects",
+            "learning_rate": f"{plan.learning_rate:g}, of the head {plan.head_rate * plan.learning_rate:g}; "
+            f"a tenth after every {plan.decay_every} epochs",
         }
         return {**described, **(self._report.describe() if self._report else {})}
 
@@ -145,6 +153,8 @@ class DevNetTrainer:
             torch.manual_seed(self._settings.seed)
             channels = backbone(torch.zeros(1, 3, 64, 64))[deepest].shape[1]
             head = nn.Conv2d(channels, 1, 1)
+            for parameter in head.parameters():
+                parameter.mul_(HEAD_SCALE)
         return DevNet(backbone, deepest, head, self._settings.input_size_hw, abs_topk=self._abs_topk)
 
 
