@@ -1,5 +1,6 @@
 """The deviation network: its loss to the digit, its pooling in the exported graph, its training on rendered parts."""
 
+import csv
 import math
 from collections import Counter
 from pathlib import Path
@@ -483,3 +484,19 @@ def test_without_defects_it_says_what_to_do(folders: Path, run_cli, tmp_path: Pa
 def test_epochs_that_make_no_sense_are_refused(folders: Path, tmp_path: Path, method: str, epochs: int) -> None:
     with pytest.raises(UsageError, match=f"--epochs {epochs}"):
         inspectad.train(folders / "good", folders / "defects", tmp_path / "model", method=method, epochs=epochs)
+
+
+def test_the_benchmark_measures_it_and_has_a_row_with_the_reason_where_there_is_no_defect(
+    folders: Path, run_cli, tmp_path: Path
+) -> None:
+    done = run_cli(
+        *("benchmark", "accuracy", folders, "-o", tmp_path / "benchmark", "--shots", 2, "--defect-shots", "0,1"),
+        *("--seeds", 1, "--methods", "devnet", "--size", 128),
+        prelude=FEW_STEPS,
+    )
+    assert done.returncode == 1, done.stderr  # one of the two could not be made
+    with open(tmp_path / "benchmark" / "rows.csv", encoding="utf-8", newline="") as file:
+        rows = {row["defect_shots"]: row for row in csv.DictReader(file)}
+    assert rows["0"]["error"].startswith("devnet learns from defects")
+    assert (rows["1"]["error"], rows["1"]["defect_images"], rows["1"]["test_defects"]) == ("", "1", "1")
+    assert 0 <= float(rows["1"]["image_auroc"]) <= 1
