@@ -103,7 +103,7 @@ def to_fp16(graph: bytes) -> bytes:
     from onnx import TensorProto, helper, numpy_helper
 
     model = onnx.load_from_string(graph)
-    trunk = trunk_nodes(model)
+    trunk = trunk_nodes(model, _TRUNK_OPS | {"Slice"})  # devnet's second, smaller image shares the weights
     inside = [n for n in model.graph.node if n.name in trunk]
     outside = [n for n in model.graph.node if n.name not in trunk]
     weights = {i.name: i for i in model.graph.initializer if i.data_type == TensorProto.FLOAT}
@@ -173,12 +173,12 @@ class _Samples:
         return next(self._batches, None)
 
 
-def trunk_nodes(model: "onnx.ModelProto") -> set[str]:  # type: ignore[name-defined]  # noqa: F821
-    """Names of the nodes of the convolutional trunk: those reached from the image through `_TRUNK_OPS` alone."""
+def trunk_nodes(model: "onnx.ModelProto", ops: frozenset[str] = _TRUNK_OPS) -> set[str]:  # type: ignore[name-defined]  # noqa: F821
+    """Names of the nodes of the convolutional trunk: those reached from the image through these operations alone."""
     constants = {i.name for i in model.graph.initializer}
     known, names = {"image", ""}, set()
     for node in model.graph.node:
-        if node.op_type in _TRUNK_OPS and all(name in known or name in constants for name in node.input):
+        if node.op_type in ops and all(name in known or name in constants for name in node.input):
             known.update(node.output)
             names.add(node.name)
     return names

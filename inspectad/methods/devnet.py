@@ -127,7 +127,7 @@ class DevNetTrainer:
         seed = self._settings.seed
         batches = BalancedBatches(self._good, taught, self._defects, defects, np.random.default_rng(seed))
         images = [self._good[i] for i in watched]
-        with torch.backends.cudnn.flags(deterministic=True, benchmark=False):
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
             report = fit_deviation(module, module.head, module.score, batches, images, self._schedule, seed, say)
         if self._report is None:  # the first is the model itself, calibration's follow
             self._report = report
