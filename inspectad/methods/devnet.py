@@ -24,8 +24,9 @@ Different here:
 - Calibration leaves defects out too. When there is only one, the model that has to do without it learns from good
   images with a patch of another one pasted in; the shipped model never does.
 
-Published (ImageNet ResNet-18, 10 defects, image AUROC): MVTec AD .945, ELPV .846; with one defect .794 and .514. With a
-single defect, or defects unlike those that it was shown, `memory_bank` is the safer choice.
+Published (ImageNet ResNet-18, 10 defects, image AUROC; Ding, Pang & Shen, CVPR 2022): MVTec AD .945, ELPV .846; with
+one defect .794 and .514. With a single defect, or defects unlike those that it was shown, `memory_bank` is the safer
+choice. Measured here: README, "What was measured".
 """
 
 import copy
