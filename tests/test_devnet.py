@@ -445,7 +445,8 @@ def test_train_scan_and_export_on_the_command_line(folders: Path, run_cli, tmp_p
         prelude=FEW_STEPS,
     )
     assert done.returncode == 0, done.stderr
-    assert "learning good from defective" in done.stderr
+    assert "learning good from defective, without part 1 of 3 ..." in done.stderr
+    assert "hardly learnt to tell the defects" in done.stderr  # in two steps
     manifest = inspectad.Detector.load(model, "cpu").manifest
     assert (manifest.method, manifest.input_size_hw) == ("devnet", SIZE_HW)
     assert manifest.settings["epochs"] == "1 of 1, 2 steps each"
