@@ -44,6 +44,7 @@ class Method(StrEnum):
     """Detection methods; `inspectad.methods.METHODS` holds what is behind the names."""
 
     memory_bank = "memory_bank"
+    devnet = "devnet"
 
 
 class PoseName(StrEnum):
@@ -149,7 +150,9 @@ def train(
     masks: Annotated[
         Path | None, typer.Option(help="Folder of defect masks, named like the defects (or <name>_mask.png).")
     ] = None,
-    method: Annotated[Method, typer.Option(help="Detection method.")] = Method.memory_bank,
+    method: Annotated[
+        Method, typer.Option(help="Detection method; devnet learns from the defects and needs some.")
+    ] = Method.memory_bank,
     size: Annotated[
         int | None, typer.Option(help="Longer side of the network's input in pixels; chosen from the images if absent.")
     ] = None,
@@ -160,6 +163,9 @@ def train(
             help="How good parts may lie: only as photographed (fixed), mirrored, at any angle; auto asks the images."
         ),
     ] = PoseName.auto,
+    epochs: Annotated[
+        int | None, typer.Option(help="How long devnet trains, in epochs of 20 steps; its own choice if absent.")
+    ] = None,
     backbone: Annotated[str, typer.Option(help="Feature network.")] = "efficientnet_lite0",
     backbone_weights: Annotated[
         Path | None, typer.Option(help="Its weights (.safetensors or .pth), if not the embedded ones.")
@@ -185,6 +191,7 @@ def train(
             backbone_weights=backbone_weights,
             false_reject_rate=false_reject_rate,
             pose=pose.value,
+            epochs=epochs,
             device=device.value,
             seed=seed,
             say=progress.step,
@@ -278,6 +285,39 @@ def export(
     console.err.print("exporting and comparing ...")
     manifest, size = run(ExportConfig(model=model, output=output, precision=precision.value))
     console.err.print(escape(f"{describe_parity(manifest.parity)}: wrote {output} ({size / 1e6:.1f} MB)"))
+
+
+@app.command()
+@_reporting
+def explain(
+    images: Annotated[list[str], typer.Argument(help="Folders (recursive), files, or patterns.")],
+    model: Annotated[
+        Path, typer.Option("-m", "--model", help="Model folder of a method that explains itself: devnet.")
+    ] = Path("model"),
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the pictures.")] = Path("explain"),
+    device: Annotated[TrainDevice, typer.Option(help="auto takes the GPU where torch finds one.")] = TrainDevice.auto,
+) -> None:
+    """Draw which pixels a score depends on, a picture for each image, at its own resolution.
+
+    devnet: the gradient of the image score with respect to each pixel, from blue to red on a scale of its own for each
+    image. So it says what a score rests on, not how high it is; scan --heatmaps has one scale for all images.
+
+    inspectad explain ./line_images
+    """
+    from inspectad.api import prepare_training
+
+    prepare_training()
+    from inspectad.explain import ExplainConfig
+    from inspectad.explain import explain as run
+
+    with console.step_progress() as progress:
+        summary = run(
+            ExplainConfig(images=tuple(images), model=model, output=output, device=device.value), progress.step
+        )
+    console.warn([f"{name}: not explained, {reason}" for name, reason in summary.unreadable])
+    console.err.print(escape(f"{summary.pictures} images in {summary.seconds:.1f} s: wrote {output}"))
+    if summary.unreadable:
+        raise typer.Exit(4)
 
 
 @app.command()

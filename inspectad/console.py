@@ -199,8 +199,10 @@ def report_training(report: TrainReport) -> None:
             rows["caution"] += f"; {m.settings['pose from']}"
     else:
         rows["false rejects"] = f"{rate(c.false_rejects, len(c.good_scores))} of good images held out twice"
+    if "caution" in m.settings:
+        warn([m.settings["caution"]])
     if c.defect_scores:
-        rows["escapes"] = f"{rate(c.escapes, len(c.defect_scores))} of the defects, none of which is in the model"
+        rows["escapes"] = f"{rate(c.escapes, len(c.defect_scores))} of the defects, each scored by a model without it"
         missed = [i.name for i, s in zip(m.defect_images, c.defect_scores, strict=True) if s <= c.threshold]
         if missed:
             more = f" and {len(missed) - 8} more" if len(missed) > 8 else ""

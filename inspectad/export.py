@@ -1,7 +1,6 @@
 """``inspectad export``: the trained network as one ONNX file of the wanted precision, with its difference measured."""
 
 import dataclasses
-import hashlib
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,16 +8,12 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-from torch import Tensor
 
 from inspectad.atomic import write_together
-from inspectad.detector import OnnxDetector
-from inspectad.errors import ModelFileError, UsageError
+from inspectad.errors import UsageError
 from inspectad.held_out import turned_copies
 from inspectad.manifest import Manifest, Parity
-from inspectad.methods import METHODS
-from inspectad.model_file import WEIGHTS_NAME, append_manifest
-from inspectad.nn.settings import TrainSettings
+from inspectad.model_file import append_manifest
 from inspectad.onnx_graph import (
     FP32_LIMIT,
     compare,
@@ -29,7 +24,7 @@ from inspectad.onnx_graph import (
     require_parity,
 )
 from inspectad.records import ByteArray
-from inspectad.training import unpack_weights
+from inspectad.restore import read_manifest, restore
 
 PRECISIONS: Final = ("fp32", "fp16", "int8")
 _LIMITS: Final = {"fp32": FP32_LIMIT, "fp16": 0.05, "int8": 0.5}
@@ -64,15 +59,9 @@ def export(config: ExportConfig) -> tuple[Manifest, int]:
     """
     if config.precision not in PRECISIONS:
         raise UsageError(f"no precision named {config.precision!r}; there are: {', '.join(PRECISIONS)}")
-    manifest = OnnxDetector.load(config.model, device="cpu").manifest
-    tensors, samples = _weights(config.model, manifest)
-    if manifest.method not in METHODS:
-        raise ModelFileError(f"{config.model}: method {manifest.method!r} is not known here; install a newer inspectad")
-    settings = TrainSettings(input_size_hw=manifest.input_size_hw, backbone=manifest.backbone)
-    try:
-        module = METHODS[manifest.method].restore(tensors, settings)
-    except (KeyError, RuntimeError) as error:  # an unknown backbone, or tensors of other shapes
-        raise ModelFileError(f"{config.model}: its weights do not fit its manifest ({error}); train again") from error
+    manifest, _ = read_manifest(config.model)
+    restored = restore(config.model, manifest, "export")
+    module, samples = restored.module, restored.samples
     graph = export_graph(module, manifest.input_size_hw)
     if config.precision != "fp32":
         graph = to_fp16(graph) if config.precision == "fp16" else to_int8(graph, samples)
@@ -93,19 +82,6 @@ def export(config: ExportConfig) -> tuple[Manifest, int]:
     data = append_manifest(graph, exported)
     write_together({config.output: data}, durable=True)
     return exported, len(data)
-
-
-def _weights(model: Path, manifest: Manifest) -> tuple[dict[str, Tensor], list[ByteArray]]:
-    folder = model if model.is_dir() else model.parent
-    path = folder / WEIGHTS_NAME
-    if not path.is_file():
-        raise ModelFileError(
-            f"{path}: not there; export needs the model folder as 'train' wrote it, with {WEIGHTS_NAME} in it"
-        )
-    data = path.read_bytes()
-    if hashlib.sha256(data).hexdigest() != manifest.weights_sha256:
-        raise ModelFileError(f"{path}: damaged, or of another model (checksum); copy the whole folder, or train again")
-    return unpack_weights(data)
 
 
 def describe_parity(parity: Parity) -> str:
@@ -129,7 +105,7 @@ def to_fp16(graph: bytes) -> bytes:
     from onnx import TensorProto, helper, numpy_helper
 
     model = onnx.load_from_string(graph)
-    trunk = trunk_nodes(model)
+    trunk = trunk_nodes(model, _TRUNK_OPS | {"Slice"})  # devnet's second, smaller image shares the weights
     inside = [n for n in model.graph.node if n.name in trunk]
     outside = [n for n in model.graph.node if n.name not in trunk]
     weights = {i.name: i for i in model.graph.initializer if i.data_type == TensorProto.FLOAT}
@@ -199,12 +175,12 @@ class _Samples:
         return next(self._batches, None)
 
 
-def trunk_nodes(model: "onnx.ModelProto") -> set[str]:  # type: ignore[name-defined]  # noqa: F821
-    """Names of the nodes of the convolutional trunk: those reached from the image through `_TRUNK_OPS` alone."""
+def trunk_nodes(model: "onnx.ModelProto", ops: frozenset[str] = _TRUNK_OPS) -> set[str]:  # type: ignore[name-defined]  # noqa: F821
+    """Names of the nodes of the convolutional trunk: those reached from the image through these operations alone."""
     constants = {i.name for i in model.graph.initializer}
     known, names = {"image", ""}, set()
     for node in model.graph.node:
-        if node.op_type in _TRUNK_OPS and all(name in known or name in constants for name in node.input):
+        if node.op_type in ops and all(name in known or name in constants for name in node.input):
             known.update(node.output)
             names.add(node.name)
     return names

@@ -92,6 +92,22 @@ def render_overlay(
     return overlay
 
 
+def render_relevance(image: ByteArray, relevance: FloatArray) -> ByteArray:
+    """An explanation over its source image: from blue (0) to red (1), as the field draws them, half transparent.
+
+    Unlike `render_overlay` the scale is the image's own, so something is red on every image, a good one too.
+
+    Args:
+        image: (H, W, 3) RGB uint8, the source.
+        relevance: (h, w) in 0..1, any size.
+    Returns: (H, W, 3) RGB uint8.
+    """
+    enlarged = cv2.resize(relevance, (image.shape[1], image.shape[0]), interpolation=cv2.INTER_LINEAR)
+    levels = np.clip(np.rint(enlarged * 255), 0, 255).astype(np.uint8)
+    colours = cv2.cvtColor(cv2.applyColorMap(levels, cv2.COLORMAP_JET), cv2.COLOR_BGR2RGB)
+    return np.asarray(cv2.addWeighted(image, 0.5, colours, 0.5, 0), np.uint8)
+
+
 def _blend(overlay: ByteArray, anomaly_map: FloatArray, level: float) -> None:
     """Lay the colours over the image, in place and only where there are any: most of most images is calm."""
     map_h, map_w = anomaly_map.shape

@@ -1,5 +1,7 @@
 """Scores of good images from models that have not seen them."""
 
+from functools import partial
+
 import numpy as np
 from torch import nn
 
@@ -41,7 +43,8 @@ def score_held_out(
     for fold in range(count):
         say("scoring images held out", fold, count)
         kept, kept_defects = (np.flatnonzero(folds != fold).tolist() for folds in (good_folds, defect_folds))
-        module = trainer.fit(kept, kept_defects).module
+        report = partial(_say_part, say, f", without part {fold + 1} of {count}")
+        module = trainer.fit(kept, kept_defects, report).module
         for i in np.flatnonzero(good_folds == fold).tolist():
             scores[i : i + 1], peaks[i : i + 1] = _scores(module, [good[i]])
         for i in np.flatnonzero(defect_folds == fold).tolist():
@@ -61,6 +64,10 @@ def score_held_out(
         exchangeable=len(good) > 1,
     )
     return held_out, defect_scores
+
+
+def _say_part(say: Step, part: str, text: str, done: int, total: int, detail: str = "", /) -> None:
+    say(f"{text}{part}", done, total, detail)
 
 
 def _stand_in(module: nn.Module, image: ByteArray, pose: Pose) -> tuple[float, float]:

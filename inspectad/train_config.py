@@ -20,6 +20,7 @@ from inspectad.pose import FIXED, Pose, pose_named
 from inspectad.progress import Step, silent
 from inspectad.training_data import ReadableImage, TrainingImages
 
+MOST_EPOCHS: Final = 10000
 _SHARES: Final = 16  # good images whose part is measured
 SMALL_PART: Final = 0.25
 SMALL_PART_SCALE: Final = 1.5
@@ -36,6 +37,7 @@ class TrainConfig:
         size_px: longer side of the network's input; None chooses it from the images.
         false_reject_rate: share of good images that may be called NG.
         pose: in which ways parts lie, a name of `inspectad.pose.POSES`; ``auto`` asks the good images.
+        epochs: how long a method that trains a network does so; None for its own.
         device: ``auto``, ``cpu`` or ``cuda``.
     """
 
@@ -49,6 +51,7 @@ class TrainConfig:
     backbone_weights: Path | None = None
     false_reject_rate: float = 0.1
     pose: str = "auto"
+    epochs: int | None = None
     device: str = "auto"
     seed: int = 0
 
@@ -61,6 +64,10 @@ def check_config(config: TrainConfig) -> None:
         raise UsageError(f"--false-reject-rate {config.false_reject_rate}: give a share between 0 and 0.5, as 0.05")
     if config.size_px is not None and not 64 <= config.size_px <= 2048:
         raise UsageError(f"--size {config.size_px}: give the longer side in pixels, from 64 to 2048")
+    if config.epochs is not None and not METHODS[config.method].has_epochs:
+        raise UsageError(f"--epochs {config.epochs}: {config.method} does not train in epochs; leave the option out")
+    if config.epochs is not None and not 1 <= config.epochs <= MOST_EPOCHS:
+        raise UsageError(f"--epochs {config.epochs}: give a number from 1 to {MOST_EPOCHS}")
     if config.pose != "auto":
         pose_named(config.pose, 1)  # it refuses what is no name
     if config.output.exists() and not config.output.is_dir():
@@ -82,6 +89,7 @@ def choose_settings(
         input_size_hw=choose_input_size(sizes_hw, config.size_px),
         backbone=config.backbone,
         backbone_weights=config.backbone_weights,
+        epochs=config.epochs,
         seed=config.seed,
         device=torch_device(config.device),
     )

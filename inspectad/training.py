@@ -73,12 +73,14 @@ def train(config: TrainConfig, say: Step = silent) -> TrainReport:
     """
     started = time.perf_counter()
     check_config(config)
+    method = METHODS[config.method]
     selection = _select(config, say)
+    if method.needs_defects and not selection.defects:
+        raise UsageError(f"{config.method} learns from defects: give a folder of them, or use --method memory_bank")
     masks = _find_masks(config, selection)
     settings, reasons = choose_settings(config, selection.good, selection.full_scale, say)
     good = TrainingImages(selection.good, settings.input_size_hw, selection.full_scale)
     defects = DefectImages(selection.defects, settings.input_size_hw, selection.full_scale, masks.paths)
-    method = METHODS[config.method]
     trainer = method.trainer(good, defects, settings)
     say("learning what good looks like", 0, 1)
     fitted = trainer.fit(range(len(good)), range(len(defects)), say)

@@ -180,6 +180,29 @@ def test_a_torchvision_backbone_equals_torchvision(resnet18: torch.nn.Module) ->
             assert relative_difference(found, wanted) < 1e-5
 
 
+@torch.inference_mode()
+def test_a_deep_torchvision_backbone_has_the_last_stage_too_and_changes_no_other(
+    resnet18: torch.nn.Module, tmp_path: Path
+) -> None:
+    path = tmp_path / "resnet18.safetensors"
+    save_file(resnet18.state_dict(), path)
+    deep, shallow = (load_backbone("resnet18", path, deep=deep)[0] for deep in (True, False))
+    theirs = create_feature_extractor(resnet18, ["layer4"])
+    images = random_images((97, 131))
+    expected = theirs(normalize(images / 255, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))["layer4"]
+    found = deep(images)
+    assert relative_difference(found[BACKBONES["resnet18"].deepest], expected) < 1e-5
+    assert len(found) == 3
+    assert all(torch.equal(a, b) for a, b in zip(found, shallow(images), strict=False))
+    assert not [name for name in shallow.state_dict() if name.startswith("layer4")]
+
+
+def test_the_embedded_backbone_has_no_deeper_stage() -> None:
+    deep, _ = load_backbone("efficientnet_lite0", deep=True)
+    maps = deep(random_images((64, 64)))
+    assert tuple(maps[BACKBONES["efficientnet_lite0"].deepest].shape) == (2, 112, 4, 4)
+
+
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
 def test_torchvision_weights_load_from_a_file(resnet18: torch.nn.Module, tmp_path: Path, suffix: str) -> None:
     state, path = resnet18.state_dict(), tmp_path / f"resnet18{suffix}"

@@ -222,3 +222,26 @@ def test_solar_cells(tmp_path):
     assert [len(names) for names in images] == [6, 2, 12, 12]
     assert len({name for names in images for name in names}) == 32  # nothing is both taught and tested
     assert run_python("solar_cells.py", cwd=tmp_path)[0] == 1  # never into a folder that is there
+
+
+def test_elpv_protocol(tmp_path):
+    code, lines, messages = run_python("elpv_protocol.py", cwd=tmp_path)
+    assert code == 0, messages
+    counts = {"train/good": 1131, "test/good": 377, "test/defect": 715}
+    assert {place.removeprefix("elpv/"): int(count) for place, count in map(str.split, lines)} == counts
+    images = {place: set(below(tmp_path / "elpv" / place)) for place in counts}
+    assert {place: len(names) for place, names in images.items()} == counts
+    assert len(set().union(*images.values())) == sum(counts.values())
+    assert run_python("elpv_protocol.py", cwd=tmp_path)[0] == 1  # never into a folder that is there
+
+
+def test_elpv_protocol_splits_as_scikit_learn(monkeypatch):
+    from sklearn.model_selection import train_test_split
+
+    monkeypatch.syspath_prepend(EXAMPLES)
+    from elpv_protocol import split
+
+    good = np.arange(1508) * 3
+    theirs = train_test_split(good, test_size=0.25, random_state=42)
+    for ours, expected in zip(split(good), theirs, strict=True):
+        assert np.array_equal(ours, np.sort(expected))

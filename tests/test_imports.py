@@ -11,7 +11,7 @@ import inspectad
 
 TRAIN_ONLY = ("torch", "torchvision", "onnx", "onnxscript", "safetensors", "scipy", "timm", "sklearn", "sympy")
 HEAVY = (*TRAIN_ONLY, "onnxruntime", "cv2", "numpy")
-VERBS = ("train", "scan", "export", "evaluate", "benchmark", "info", "demo", "doctor")
+VERBS = ("train", "scan", "export", "explain", "evaluate", "benchmark", "info", "demo", "doctor")
 
 HIDE = f"""
 # Packages that are not installed: nobody finds them, as PathFinder finds nothing that is not there.
@@ -96,13 +96,14 @@ def test_evaluate_needs_nothing_of_train(trained, run_cli, line_pc: dict[str, st
     assert json.loads(done.stdout)["false_rejects"]["of"] == len(list(trained.good.iterdir()))
 
 
-@pytest.mark.parametrize("verb", ["train", "export", "demo", "benchmark"])
+@pytest.mark.parametrize("verb", ["train", "export", "explain", "demo", "benchmark"])
 def test_what_does_need_it_says_how_to_get_it(
     trained, run_cli, tmp_path: Path, line_pc: dict[str, str], verb: str
 ) -> None:
     arguments = {
         "train": [trained.good],
         "export": ["-m", trained.model],
+        "explain": [trained.good, "-m", trained.model],
         "demo": [],
         "benchmark": ["accuracy", trained.root],
     }[verb]

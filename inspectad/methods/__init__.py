@@ -11,10 +11,12 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
+from inspectad.methods.devnet import MAX_FOLDS, DevNetTrainer, explain_devnet, restore_devnet
 from inspectad.methods.memory_bank import MemoryBankTrainer, restore_memory_bank
 from inspectad.nn.fitted import Fitted
 from inspectad.nn.settings import TrainSettings
 from inspectad.progress import Step, silent
+from inspectad.records import ByteArray
 from inspectad.training_data import DefectImages, TrainingImages
 
 
@@ -33,13 +35,28 @@ class Method:
         trainer: (good images, defect images, settings) to a trainer.
         restore: (tensors of ``weights.safetensors``, settings) to the module that ``fit`` returned.
         max_folds: how many times calibration may train again to score images that the model has not seen, if it can.
+        needs_defects: there is no model without a defect image.
+        has_epochs: it trains a network, for a number of epochs that the user may choose.
+        explain: (module, image at its input size, source image) to the picture that ``inspectad explain`` writes, at
+            the source's size; None where the anomaly map is all there is to see. Images are uint8 (H, W, 3), RGB.
     """
 
     trainer: Callable[[TrainingImages, DefectImages, TrainSettings], Trainer]
     restore: Callable[[dict[str, Tensor], TrainSettings], nn.Module]
     max_folds: int = 16
+    needs_defects: bool = False
+    has_epochs: bool = False
+    explain: Callable[[nn.Module, ByteArray, ByteArray], ByteArray] | None = None
 
 
 METHODS: dict[str, Method] = {
     "memory_bank": Method(MemoryBankTrainer, restore_memory_bank),
+    "devnet": Method(
+        DevNetTrainer,
+        restore_devnet,
+        max_folds=MAX_FOLDS,
+        needs_defects=True,
+        has_epochs=True,
+        explain=explain_devnet,
+    ),
 }

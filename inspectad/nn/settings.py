@@ -16,6 +16,7 @@ class TrainSettings:
         backbone_weights: file that replaces the backbone's own weights.
         bank_size: vectors in the memory bank; twice as many gained nothing on the five sets and cost the search twice.
         pose: in which ways parts lie; copies of the good images in these poses may teach too.
+        epochs: how long methods that train a network do so; None for the method's own.
         seed: of everything random.
         device: ``cpu`` or ``cuda``, torch's name.
     """
@@ -25,5 +26,6 @@ class TrainSettings:
     backbone_weights: Path | None = None
     bank_size: int = 2048
     pose: Pose = FIXED
+    epochs: int | None = None
     seed: int = 0
     device: str = "cpu"

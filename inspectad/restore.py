@@ -1,0 +1,62 @@
+"""A trained network, made again from its model folder: for ``export`` and ``explain``."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from inspectad.detector import OnnxDetector
+from inspectad.errors import ModelFileError
+from inspectad.manifest import Manifest
+from inspectad.methods import METHODS, Method
+from inspectad.model_file import WEIGHTS_NAME
+from inspectad.nn.settings import TrainSettings
+from inspectad.records import ByteArray
+from inspectad.training import unpack_weights
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """A network as ``fit`` returned it, on the CPU, and the training images that are kept with it, at input size."""
+
+    module: nn.Module
+    samples: list[ByteArray]
+
+
+def read_manifest(model: Path) -> tuple[Manifest, Method]:
+    """What a model says of itself, and its method.
+
+    Raises: ModelFileError: no model, a damaged one, or of a method that is not known here.
+    """
+    manifest = OnnxDetector.load(model, device="cpu").manifest
+    if manifest.method not in METHODS:
+        raise ModelFileError(f"{model}: method {manifest.method!r} is not known here; install a newer inspectad")
+    return manifest, METHODS[manifest.method]
+
+
+def restore(model: Path, manifest: Manifest, verb: str) -> Restored:
+    """Build the network of a model folder.
+
+    Args: manifest: of `read_manifest`; verb: who needs it, for the message.
+    Raises: ModelFileError: the folder is incomplete or damaged, or ``model`` is a file without its folder.
+    """
+    tensors, samples = _weights(model, manifest, verb)
+    settings = TrainSettings(input_size_hw=manifest.input_size_hw, backbone=manifest.backbone)
+    try:
+        return Restored(METHODS[manifest.method].restore(tensors, settings), samples)
+    except (KeyError, RuntimeError) as error:  # an unknown backbone, or tensors of other shapes
+        raise ModelFileError(f"{model}: its weights do not fit its manifest ({error}); train again") from error
+
+
+def _weights(model: Path, manifest: Manifest, verb: str) -> tuple[dict[str, Tensor], list[ByteArray]]:
+    folder = model if model.is_dir() else model.parent
+    path = folder / WEIGHTS_NAME
+    if not path.is_file():
+        raise ModelFileError(
+            f"{path}: not there; {verb} needs the model folder as 'train' wrote it, with {WEIGHTS_NAME} in it"
+        )
+    data = path.read_bytes()
+    if hashlib.sha256(data).hexdigest() != manifest.weights_sha256:
+        raise ModelFileError(f"{path}: damaged, or of another model (checksum); copy the whole folder, or train again")
+    return unpack_weights(data)
