@@ -202,6 +202,8 @@ def report_training(report: TrainReport) -> None:
     if "caution" in m.settings:
         warn([m.settings["caution"]])
     if c.defect_scores:
+        if "weight of the defects" in m.settings:
+            rows["weight of the defects"] = m.settings["weight of the defects"]
         rows["escapes"] = f"{rate(c.escapes, len(c.defect_scores))} of the defects, each scored by a model without it"
         missed = [i.name for i, s in zip(m.defect_images, c.defect_scores, strict=True) if s <= c.threshold]
         if missed:

@@ -63,7 +63,7 @@ def describe(evidence: Evidence) -> Tensor:
 
 
 def weigh_top(anomaly_map: Tensor, highest: Tensor) -> Tensor:
-    """Weights of a map's highest places, which add up to 1: equal for the first half, from there on falling to 0.
+    """Weights of a map's highest places, which add up to about 1: even for the first half, from there falling to 0.
 
     A sharp edge would make the description jump where rounding decides which of two places is in. Where the map is
     flat within `SAME` no place is higher than others, and the weights add up to less.
