@@ -39,7 +39,7 @@ PRIOR_IMAGES: Final = 10
 TAIL_IMAGES: Final = 3
 """So many held-out good scores must lie at or above a quantile before it is read off them."""
 BANK_EXPONENT: Final = 0.06
-"""Scores of unseen good images fall like (number of images learnt from) to the power of minus this."""
+"""Scores of unseen good images by a memory bank fall like (number of images learnt from) to the power of minus this."""
 LOW_DEFECTS: Final = 0.2
 """Which quantile of the defect scores counts as their lower end."""
 ENOUGH_DEFECTS: Final = 5
@@ -60,6 +60,7 @@ class HeldOut:
         learnt_from: how many good images each of these models contained.
         final_images: how many the final model contains.
         how: in words.
+        exponent: the scores of the method fall like (images learnt from) to the power of minus this.
         exchangeable: whether these are scores of fresh images (not of turned copies of a known one).
     """
 
@@ -69,11 +70,12 @@ class HeldOut:
     final_images: int
     how: str
     exchangeable: bool = True
+    exponent: float = BANK_EXPONENT
 
     @property
     def correction(self) -> float:
         """Factor that brings these scores to what the final model, which learnt from more images, would give."""
-        return float((self.final_images / max(self.learnt_from, 1)) ** -BANK_EXPONENT)
+        return float((self.final_images / max(self.learnt_from, 1)) ** -self.exponent)
 
 
 @dataclass(frozen=True, slots=True)

@@ -204,6 +204,8 @@ def report_training(report: TrainReport) -> None:
     if c.defect_scores:
         if "weight of the defects" in m.settings:
             rows["weight of the defects"] = m.settings["weight of the defects"]
+        if m.settings.get("defects on the map", "").startswith("from"):
+            rows["defects on the map"] = m.settings["defects on the map"]
         rows["escapes"] = f"{rate(c.escapes, len(c.defect_scores))} of the defects, each scored by a model without it"
         missed = [i.name for i, s in zip(m.defect_images, c.defect_scores, strict=True) if s <= c.threshold]
         if missed:

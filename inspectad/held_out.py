@@ -1,4 +1,4 @@
-"""Scores of good images from models that have not seen them."""
+"""Scores of good images and of defects from models that have not seen them."""
 
 from functools import partial
 
@@ -6,7 +6,7 @@ import numpy as np
 from torch import nn
 
 from inspectad.calibration import HeldOut, fold_of
-from inspectad.methods import Trainer
+from inspectad.methods import Method, Trainer
 from inspectad.onnx_graph import predict_with_module
 from inspectad.pose import Pose, turn
 from inspectad.progress import Step
@@ -20,7 +20,7 @@ def score_held_out(
     trainer: Trainer,
     good: TrainingImages,
     defects: TrainingImages,
-    max_folds: int,
+    method: Method,
     final: nn.Module,
     pose: Pose,
     say: Step,
@@ -29,14 +29,16 @@ def score_held_out(
     turned copies of it.
 
     Args:
-        max_folds: up to so many images one is left out at a time; above, a part of them.
+        method: up to so many images as its ``max_folds`` one is left out at a time; above, a part of them.
         final: the model of all images, used where there is only one good one.
         pose: whose copies of the good images may be in the models.
 
     Returns: the good images' scores, and the defects' (M,).
     """
-    good_folds = fold_of(len(good), max_folds) if len(good) > 1 else np.full(1, -1)  # the only one stays in all models
-    defect_folds = fold_of(len(defects), max_folds)
+    good_folds = (
+        fold_of(len(good), method.max_folds) if len(good) > 1 else np.full(1, -1)
+    )  # the only one stays in all models
+    defect_folds = fold_of(len(defects), method.max_folds)
     count = 1 + max(-1, *good_folds.tolist(), *defect_folds.tolist())
     scores, peaks = np.zeros(len(good), np.float32), np.zeros(len(good), np.float32)
     defect_scores = np.zeros(len(defects), np.float32)
@@ -62,7 +64,10 @@ def score_held_out(
         final_images=len(good),
         how=how,
         exchangeable=len(good) > 1,
+        exponent=method.exponent,
     )
+    # Models that a defect was left out of, but no good image, need no correction; calibration applies it to all.
+    defect_scores[defect_folds >= max(parts, 1)] /= held_out.correction
     return held_out, defect_scores
 
 

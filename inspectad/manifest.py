@@ -69,7 +69,7 @@ class Parity:
     Attributes:
         images: how many real training images were compared.
         score_difference, map_difference: largest difference, relative to the largest value or the threshold if larger
-            (with known defects in a memory bank: but for a hundredth of the places of the maps).
+            (with known defects in a memory bank: but for the few places of each map that ties may touch).
         limit: what was allowed.
         verdict_changes: images whose verdict differs.
         could_flip: held-out images (good and defect) so near the threshold that this difference could turn them.

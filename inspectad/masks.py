@@ -24,9 +24,15 @@ def read_mask(path: Path, size_hw: tuple[int, int]) -> ByteArray:
     except UnreadableImageError as error:
         raise UsageError(f"{path}: this mask {error}") from error
     if mask.shape != size_hw:
+        turned = mask.shape == size_hw[::-1]
         raise UsageError(
             f"{path}: the mask has {mask.shape[1]} x {mask.shape[0]} pixels, its image "
             f"{size_hw[1]} x {size_hw[0]}; they must be equal"
+            + (
+                " (does the image's EXIF orientation turn it? the mask must lie as the image is shown)"
+                if turned
+                else ""
+            )
         )
     if len(np.unique(mask)) > 2:
         raise UsageError(

@@ -18,7 +18,8 @@ FP32_LIMIT = 1e-4
 TIE_LIMIT = 5e-3
 """Of networks that use the direction to the nearest good patch (``has_ties``). Where two are equally near, rounding
 decides which it is: one patch in some thousands, whose direction, unlike its distance, is then another one."""
-_TIE_SHARE = 0.01  # of all places of the maps that such ties may touch: one of them reaches 24 x 24 pixels
+_TIE_SHARE = 0.02  # of the places of a map that such ties may touch, or two of them, each of which
+_TIE_PIXELS = 24 * 24  # reaches so far
 
 
 def export_graph(module: nn.Module, input_size_hw: tuple[int, int]) -> bytes:
@@ -99,11 +100,12 @@ def compare(
 
     Args:
         held_out: scores of images that neither has seen, to count those that the difference could turn.
-        has_ties: a hundredth of all places of the maps does not count, and the limit is `TIE_LIMIT` at least.
+        has_ties: the few places of each map that ties may touch do not count, and the limit is `TIE_LIMIT` at least.
     """
     scale = [max(float(np.abs(a).max()), threshold) for a in (reference.image_scores, reference.anomaly_maps)]
     maps_apart = np.abs(reference.anomaly_maps - other.anomaly_maps)
-    map_apart = np.quantile(maps_apart, 1 - _TIE_SHARE) if has_ties else maps_apart.max()
+    touched = min(0.5, max(_TIE_SHARE, 2 * _TIE_PIXELS / maps_apart[0].size)) if has_ties else 0.0
+    map_apart = np.quantile(maps_apart.reshape(len(maps_apart), -1), 1 - touched, axis=1).max()
     apart = float(np.abs(reference.image_scores - other.image_scores).max())
     return Parity(
         images=len(reference.image_scores),

@@ -68,6 +68,10 @@ def check_config(config: TrainConfig) -> None:
         raise UsageError(f"--epochs {config.epochs}: {config.method} does not train in epochs; leave the option out")
     if config.epochs is not None and not 1 <= config.epochs <= MOST_EPOCHS:
         raise UsageError(f"--epochs {config.epochs}: give a number from 1 to {MOST_EPOCHS}")
+    if config.masks is not None and not METHODS[config.method].learns_masks:
+        raise UsageError(f"--masks {config.masks}: {config.method} has no use for masks; leave the option out")
+    if config.masks is not None and config.defects is None:
+        raise UsageError(f"--masks {config.masks}: masks say where defects are; give the folder of defects too")
     if config.pose != "auto":
         pose_named(config.pose, 1)  # it refuses what is no name
     if config.output.exists() and not config.output.is_dir():

@@ -85,7 +85,7 @@ def train(config: TrainConfig, say: Step = silent) -> TrainReport:
     say("learning what good looks like", 0, 1)
     fitted = trainer.fit(range(len(good)), range(len(defects)), say)
     module = fitted.module
-    held_out, scores = score_held_out(trainer, good, defects, method.max_folds, module, settings.pose, say)
+    held_out, scores = score_held_out(trainer, good, defects, method, module, settings.pose, say)
     calibration, suspects = calibrate(held_out, scores, config.false_reject_rate)
     say("exporting and proving the graph", 0, 1)
     graph, parity, samples = _export_and_prove(module, good, defects, calibration)
@@ -96,7 +96,12 @@ def train(config: TrainConfig, say: Step = silent) -> TrainReport:
     return TrainReport(
         config.output / ONNX_NAME,
         manifest,
-        (*selection.warnings, *masks.warnings, *_suspicions(selection, suspects, calibration)),
+        (
+            *selection.warnings,
+            *masks.warnings,
+            *_more_defects(selection),
+            *_suspicions(selection, suspects, calibration),
+        ),
         auroc(np.array(calibration.good_scores), np.array(calibration.defect_scores)),
         time.perf_counter() - started,
         len(data),
@@ -120,8 +125,6 @@ def _select(config: TrainConfig, say: Step) -> Selection:
 def _find_masks(config: TrainConfig, selection: Selection) -> DefectMasks:
     if config.masks is None:
         return DefectMasks((None,) * len(selection.defects), ())
-    if config.defects is None:
-        raise UsageError(f"--masks {config.masks}: masks say where defects are; give the folder of defects too")
     return find_masks(config.masks, selection.defects)
 
 
@@ -209,6 +212,16 @@ def _manifest(
 
 def _trained_on(images: Sequence[ReadableImage]) -> tuple[TrainedOn, ...]:
     return tuple(TrainedOn(name=i.file.name, sha256=i.sha256) for i in images)
+
+
+def _more_defects(selection: Selection) -> list[str]:
+    good, defects = len(selection.good), len(selection.defects)
+    if defects <= good:
+        return []
+    return [
+        f"{defects} defects, but only {good} good images: what is good is learnt from good images alone, and so is how "
+        "many of them will be called NG; add good images first"
+    ]
 
 
 def _suspicions(selection: Selection, suspects: Suspects, calibration: Calibration) -> list[str]:

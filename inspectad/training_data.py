@@ -202,8 +202,10 @@ def find_masks(folder: Path, defects: Sequence[ReadableImage]) -> DefectMasks:
     if not folder.is_dir():
         raise UsageError(f"--masks {folder}: no such folder")
     paths = [mask_path(folder, image.file.name) for image in defects]
+    if not defects:
+        raise UsageError(f"--masks {folder}: no defect is left that it could be of; see the warnings, or leave it out")
     if not any(paths):
-        expected = defects[0].file.name if defects else "part"
+        expected = defects[0].file.name
         raise UsageError(
             f"--masks {folder}: holds the mask of none of the {len(defects)} defects; for {expected} it would be "
             f"{Path(expected).with_suffix('')}_mask.png or {Path(expected).with_suffix('.png')} in there"
@@ -232,6 +234,10 @@ class DefectImages(TrainingImages):
     ) -> None:
         super().__init__(images, input_size_hw, full_scale)
         self._masks = tuple(masks)
+
+    def has_mask(self, index: int) -> bool:
+        """Whether it is known where this defect is."""
+        return self._masks[index] is not None
 
     def mask(self, index: int) -> ByteArray | None:
         """Nonzero where defective, in the source's pixels. Raises: UsageError when the file has changed or gone."""

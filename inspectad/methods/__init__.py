@@ -11,6 +11,7 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
+from inspectad.calibration import BANK_EXPONENT
 from inspectad.methods.devnet import MAX_FOLDS, DevNetTrainer, explain_devnet, restore_devnet
 from inspectad.methods.memory_bank import MemoryBankTrainer, restore_memory_bank
 from inspectad.nn.fitted import Fitted
@@ -35,6 +36,8 @@ class Method:
         trainer: (good images, defect images, settings) to a trainer.
         restore: (tensors of ``weights.safetensors``, settings) to the module that ``fit`` returned.
         max_folds: how many times calibration may train again to score images that the model has not seen, if it can.
+        exponent: unseen good images' scores fall like (number of images learnt from) to the power of minus this.
+        learns_masks: it can use masks of the defects.
         needs_defects: there is no model without a defect image.
         has_epochs: it trains a network, for a number of epochs that the user may choose.
         explain: (module, image at its input size, source image) to the picture that ``inspectad explain`` writes, at
@@ -44,13 +47,15 @@ class Method:
     trainer: Callable[[TrainingImages, DefectImages, TrainSettings], Trainer]
     restore: Callable[[dict[str, Tensor], TrainSettings], nn.Module]
     max_folds: int = 16
+    exponent: float = 0.0
+    learns_masks: bool = False
     needs_defects: bool = False
     has_epochs: bool = False
     explain: Callable[[nn.Module, ByteArray, ByteArray], ByteArray] | None = None
 
 
 METHODS: dict[str, Method] = {
-    "memory_bank": Method(MemoryBankTrainer, restore_memory_bank),
+    "memory_bank": Method(MemoryBankTrainer, restore_memory_bank, exponent=BANK_EXPONENT, learns_masks=True),
     "devnet": Method(
         DevNetTrainer,
         restore_devnet,

@@ -31,7 +31,8 @@ from inspectad.nn.backbone import BACKBONES, load_backbone
 from inspectad.nn.coreset import greedy_coreset, project
 from inspectad.nn.defect_head import DefectHead, Evidence, describe, patch_rows, weigh_top
 from inspectad.nn.fitted import Fitted
-from inspectad.nn.known_defects import MIN_GOOD, Described, Learnt, learn, sample_defect, sample_good
+from inspectad.nn.known_defects import MIN_GOOD, TOO_FEW, Described, Learnt, learn
+from inspectad.nn.known_masks import Places, choose_defect, choose_good
 from inspectad.nn.patches import length, nearest_residual, soft_normalise
 from inspectad.nn.settings import TrainSettings
 from inspectad.nn.smoothing import GaussianBlur
@@ -44,6 +45,7 @@ CANDIDATES = 32768  # patches that a coreset is chosen from, shared evenly: 55 M
 PROJECTED = 32  # dimensions that the coreset is chosen in
 TOP_SHARE = 0.01  # share of the map whose mean is the image score
 HEAD_GOOD = 128  # good images, at most, that the head for defects learns from; all of 1,131 were no better
+HEAD_DEFECTS = 128  # defects, at most: its weight is checked by leaving out each, which takes time
 _MAP_BYTES = 512 * 2**20  # maps of the backbone kept in memory while training
 SMOOTHING_PX = 4.0  # sigma of the Gaussian on the map, in input pixels
 
@@ -131,6 +133,11 @@ class LevelBank(nn.Module):
         patches = soft_normalise(patch_vectors(self.level, maps), self.offset)
         return patches, nearest_residual(patches.reshape(-1, patches.shape[-1]), self.bank).view(patches.shape)
 
+    def without(self, gone: npt.NDArray[np.bool_]) -> "LevelBank":
+        """The bank without some of its vectors; with all of them where nothing would remain. Args: gone (M,)."""
+        kept = ~gone if not gone.all() else np.ones_like(gone)
+        return LevelBank(self.level, self.offset, self.bank[torch.from_numpy(kept).to(self.bank.device)])
+
 
 class MemoryBank(nn.Module):
     """The detector: features, nearest neighbours, smoothing, score and what is known of defects, in one graph."""
@@ -194,6 +201,7 @@ class MemoryBankTrainer:
         self._backbone = network.to(settings.device)
         self._patches: dict[int, list[Tensor]] = {}
         self._maps: dict[tuple[bool, int], list[Tensor]] = {}
+        self._covered: dict[int, npt.NDArray[np.float64] | None] = {}
 
     def fit(self, good: Sequence[int], defects: Sequence[int], say: Step = silent) -> Fitted:  # noqa: ARG002
         """Memory banks of these good images and a head of these defects; the same images, settings and seed give the
@@ -203,7 +211,9 @@ class MemoryBankTrainer:
         fitted = [self._bank(*given) for given in zip(self._levels, patches, owners, strict=True)]
         module = self._module([bank for bank, _ in fitted])
         notes = {f"level {i}": str(level) for i, level in enumerate(self._levels, 1)}
-        if defects:
+        if defects and len(self._images) <= MIN_GOOD:
+            notes["weight of the defects"] = f"0.00: {TOO_FEW}"
+        elif defects:
             learnt = self._learn(module, [owner for _, owner in fitted], good, defects)
             module.head = learnt.head
             notes["weight of the defects"] = f"{learnt.weight:.2f}: {learnt.why}"
@@ -221,39 +231,46 @@ class MemoryBankTrainer:
         defects: Sequence[int],
     ) -> Learnt:
         """Args: owners of each level's bank vectors: the good images that they are from."""
-        if len(good) < MIN_GOOD:  # and there would be no bank without an image
-            empty = np.empty((len(good), 0))
-            known = Described(np.empty(len(defects)), np.empty((len(defects), 0)))
-            return learn(Described(np.empty(len(good)), empty), known, len(self._levels), ([], []))
         rng = np.random.default_rng((self._settings.seed, len(good), len(defects)))
-        taught = [good[i * len(good) // min(HEAD_GOOD, len(good))] for i in range(min(HEAD_GOOD, len(good)))]
-        masks = {i: self._defects.mask(i) for i in defects}
-        has_masks = any(mask is not None for mask in masks.values())
-        good_places, defect_places = [], []
+        taught, known = (_evenly(given, most) for given, most in ((good, HEAD_GOOD), (defects, HEAD_DEFECTS)))
+        has_masks = any(self._defects.has_mask(i) for i in known)
+        good_places, masked = [], []
         described: list[list[tuple[float, FloatArray]]] = [[], []]
         with torch.inference_mode():
             for i in taught:
                 # By the bank without it: in its own, every residual of it is nothing.
-                banks = [
-                    LevelBank(bank.level, bank.offset, bank.bank[torch.from_numpy(owner != i).to(bank.bank.device)])
-                    for bank, owner in zip(_banks(module), owners, strict=True)
-                ]
-                evidence = self._module(banks).examine(self._maps_of(i, is_defect=False))
+                without = [bank.without(owner == i) for bank, owner in zip(_banks(module), owners, strict=True)]
+                evidence = self._module(without).examine(self._maps_of(i, is_defect=False))
                 described[0].append(_described(evidence))
                 if has_masks:
-                    good_places.append(sample_good(*_rows(evidence), len(taught), rng))
-            for i in defects:
+                    log_map = _log_map(evidence)
+                    chosen = choose_good(log_map, len(taught), rng)
+                    good_places.append(_places(evidence, log_map, chosen, np.zeros(len(chosen), bool)))
+            for i in known:
                 evidence = module.examine(self._maps_of(i, is_defect=True))
                 described[1].append(_described(evidence))
-                if (mask := masks[i]) is not None:
-                    size = (evidence.top.shape[3], evidence.top.shape[2])
-                    covered = cv2.resize(mask.astype(np.float64), size, interpolation=cv2.INTER_AREA)
-                    defect_places.append(sample_defect(*_rows(evidence), covered.ravel().astype(np.float64), rng))
+                covered = self._covered_by_mask(i, evidence) if has_masks else None
+                log_map = _log_map(evidence)
+                masked.append(
+                    None if covered is None else _places(evidence, log_map, *choose_defect(log_map, covered, rng))
+                )
         sides = [
             Described(np.array([score for score, _ in side]), np.stack([x for _, x in side]).astype(np.float64))
             for side in described
         ]
-        return learn(sides[0], sides[1], len(self._levels), (good_places, defect_places))
+        return learn(sides[0], sides[1], len(self._levels), good_places, masked)
+
+    def _covered_by_mask(self, index: int, evidence: Evidence) -> npt.NDArray[np.float64] | None:
+        """Share of each place of the map that a defect's mask covers, (P,); None without a mask."""
+        if index not in self._covered:
+            mask = self._defects.mask(index)
+            size = (evidence.top.shape[3], evidence.top.shape[2])
+            self._covered[index] = (
+                None
+                if mask is None
+                else cv2.resize(mask.astype(np.float32), size, interpolation=cv2.INTER_AREA).ravel().astype(np.float64)
+            )
+        return self._covered[index]
 
     def _maps_of(self, index: int, *, is_defect: bool) -> list[Tensor]:
         """The backbone's maps of a training image, kept as long as there is room: every fold needs them again."""
@@ -306,10 +323,25 @@ def _described(evidence: Evidence) -> tuple[float, FloatArray]:
     return math.log(float(evidence.score[0])), describe(evidence)[0].cpu().numpy()
 
 
-def _rows(evidence: Evidence) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """The places of the one image, and the logs of the map there."""
-    log_map = evidence.anomaly_map.flatten().double().log()
-    return patch_rows(evidence)[0].double().cpu().numpy(), log_map.cpu().numpy()
+def _log_map(evidence: Evidence) -> npt.NDArray[np.float64]:
+    """Of the one image: (P,)."""
+    return evidence.anomaly_map.flatten().double().log().cpu().numpy()
+
+
+def _places(
+    evidence: Evidence,
+    log_map: npt.NDArray[np.float64],
+    chosen: npt.NDArray[np.int64],
+    is_defect: npt.NDArray[np.bool_],
+) -> Places:
+    rows = patch_rows(evidence, torch.from_numpy(chosen).to(evidence.top.device))
+    return Places(rows.double().cpu().numpy(), log_map[chosen], is_defect)
+
+
+def _evenly(given: Sequence[int], most: int) -> list[int]:
+    """At most so many of them, spread evenly."""
+    count = min(most, len(given))
+    return [given[i * len(given) // count] for i in range(count)]
 
 
 def _sample(count: int, share: int, rng: np.random.Generator) -> Tensor:

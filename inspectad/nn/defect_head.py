@@ -140,12 +140,15 @@ class DefectHead(nn.Module):
         return total.clamp(-PATCH_LIMIT, PATCH_LIMIT)
 
 
-def patch_rows(evidence: Evidence) -> Tensor:
-    """All places' residuals and their sizes, as the map's part of the head sees them: (B, H * W, 2 * dimensions).
+def patch_rows(evidence: Evidence, places: Tensor) -> Tensor:
+    """Residuals and their sizes at places of the map, as the map's part of the head sees them: (N, 2 * dimensions).
 
     Coarser levels are repeated, not interpolated: it is the patches themselves that are learnt from.
+
+    Args: evidence of one image; places (N,) indices into its flattened map.
     """
-    size = evidence.top.shape[2:]
-    levels = [F.interpolate(r.permute(0, 3, 1, 2), size, mode="nearest").flatten(2) for r in evidence.residuals]
-    rows = torch.cat(levels, dim=1).permute(0, 2, 1)
-    return torch.cat([rows, rows.abs()], dim=2)
+    height, width = evidence.top.shape[2:]
+    y, x = places // width, places % width
+    levels = [r[0, y * r.shape[1] // height, x * r.shape[2] // width] for r in evidence.residuals]
+    rows = torch.cat(levels, dim=1)
+    return torch.cat([rows, rows.abs()], dim=1)
