@@ -10,18 +10,8 @@ from scipy import ndimage
 from scipy.spatial.distance import cdist
 
 from inspectad.demo_part import DEFECTS, render_part
-from inspectad.methods.memory_bank import (
-    LEVELS,
-    SMOOTHING_PX,
-    TOP_SHARE,
-    Level,
-    LevelBank,
-    MemoryBank,
-    MemoryBankTrainer,
-    patch_vectors,
-    random_directions,
-    restore_memory_bank,
-)
+from inspectad.methods.memory_bank import SMOOTHING_PX, TOP_SHARE, MemoryBank, MemoryBankTrainer, restore_memory_bank
+from inspectad.nn.levels import LEVELS, Level, LevelBank, patch_vectors, random_directions
 from inspectad.nn.patches import SAME, nearest_distance, soft_normalise
 from inspectad.nn.settings import TrainSettings
 from inspectad.nn.smoothing import GaussianBlur

@@ -115,7 +115,7 @@ def test_info_says_what_weight_the_defects_got_and_why(folders: Path, run_cli: R
     assert weight[0].split(":", 1)[1].strip() in done.stderr  # and train says it too
     detector = OnnxDetector.load(folders / "model", "cpu")
     image = cv2.cvtColor(cv2.imread(str(folders / "defects" / "stain" / "000.png")), cv2.COLOR_BGR2RGB)
-    assert np.isfinite(detector.predict(image).image_scores[0])
+    assert np.isfinite(detector.predict([image]).image_scores[0])
 
 
 def test_a_mislabelled_defect_is_named(tmp_path: Path, run_cli: RunCli) -> None:

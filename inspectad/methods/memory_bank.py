@@ -3,12 +3,13 @@
 After PatchCore (Roth et al., CVPR 2022): patch features of a frozen backbone, thinned to a k-centre coreset; a patch is
 as anomalous as its distance to the nearest one kept. Different here, each measured (README, "What was measured"):
 
-- several kinds of patch (`LEVELS`), from fine detail to wide context, each with a bank of its own at its own stride,
-  instead of one long vector: what one kind cannot tell apart does not drown what another sees;
+- several kinds of patch (`inspectad.nn.levels`), from fine detail to wide context, each with a bank of its own at its
+  own stride, instead of one long vector: what one kind cannot tell apart does not drown what another sees;
 - features are normalised softly, so that no patch of high contrast dominates;
 - the widest kind is relative to the image's own mean, so that another exposure of the same part is no anomaly;
 - where the good images show that parts lie mirrored or at any angle, copies of them in those poses teach too;
-- the image score is the mean of the top 1 % of the map instead of a reweighted maximum.
+- the image score is the mean of the top 1 % of the map instead of a reweighted maximum;
+- of known defects, a head learns what the banks cannot explain (`inspectad.nn.defect_head`).
 
 Random, and seeded, are the projection that the coreset is chosen in and, where the images hold more patches than
 `CANDIDATES`, which of them are considered. Nothing assumes that normal images are of one kind.
@@ -16,9 +17,6 @@ Random, and seeded, are the projection that the coreset is chosen in and, where 
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cache
-from typing import Final
 
 import cv2
 import numpy as np
@@ -33,7 +31,8 @@ from inspectad.nn.defect_head import DefectHead, Evidence, describe, patch_rows,
 from inspectad.nn.fitted import Fitted
 from inspectad.nn.known_defects import MIN_GOOD, TOO_FEW, Described, Learnt, learn
 from inspectad.nn.known_masks import Places, choose_defect, choose_good
-from inspectad.nn.patches import length, nearest_residual, soft_normalise
+from inspectad.nn.levels import Level, LevelBank, levels_of, patch_vectors
+from inspectad.nn.patches import length, soft_normalise
 from inspectad.nn.settings import TrainSettings
 from inspectad.nn.smoothing import GaussianBlur
 from inspectad.pose import copies
@@ -48,95 +47,6 @@ HEAD_GOOD = 128  # good images, at most, that the head for defects learns from; 
 HEAD_DEFECTS = 128  # defects, at most: its weight is checked by leaving out each, which takes time
 _MAP_BYTES = 512 * 2**20  # maps of the backbone kept in memory while training
 SMOOTHING_PX = 4.0  # sigma of the Gaussian on the map, in input pixels
-
-
-@dataclass(frozen=True, slots=True)
-class Level:
-    """One kind of patch vector.
-
-    Attributes:
-        source: which of the backbone's maps it is made from.
-        weight: of its distances in the anomaly map.
-        softness: the offset of `soft_normalise`, as a share of the vectors' mean length.
-        side: patches are averaged over side x side places.
-        is_relative: the image's own mean is subtracted.
-        dimensions: it is projected to so many; None for all channels.
-    """
-
-    source: int
-    weight: float = 1.0
-    softness: float = 0.5
-    side: int = 1
-    is_relative: bool = False
-    dimensions: int | None = None
-
-    def __str__(self) -> str:
-        parts = [f"map {self.source} of the backbone", f"{self.side} x {self.side} places"]
-        parts += [f"{self.dimensions} random directions"] if self.dimensions else []
-        parts += ["relative to the image's mean"] if self.is_relative else []
-        return ", ".join([*parts, f"weight {self.weight:g}"])
-
-
-_TWO_STAGES: Final = (Level(0), Level(1), Level(1, weight=0.7, softness=0.1, side=3, is_relative=True))
-LEVELS: Final[dict[str, tuple[Level, ...]]] = {
-    "efficientnet_lite0": (*_TWO_STAGES[:2], Level(2, dimensions=160), _TWO_STAGES[2]),
-}
-"""Of the backbones that give more than two stages; every other one has those of `_TWO_STAGES`."""
-
-
-def levels_of(backbone: str) -> tuple[Level, ...]:
-    """The levels of a backbone. Args: backbone: a key of ``BACKBONES``."""
-    return LEVELS.get(backbone, _TWO_STAGES)
-
-
-def patch_vectors(level: Level, maps: Sequence[Tensor]) -> Tensor:
-    """The vectors of a level, not yet normalised. Args: maps (B, C, h, w) of the backbone. Returns: (B, D, h, w)."""
-    x = maps[level.source]
-    if level.side > 1:
-        x = F.avg_pool2d(x, level.side, 1, level.side // 2, count_include_pad=False)
-    if level.is_relative:
-        x = x - x.mean(dim=(2, 3), keepdim=True)
-    if level.dimensions is not None:
-        channels = x.shape[1]
-        directions = torch.from_numpy(random_directions(channels, level.dimensions)).to(x.device)
-        x = (x.permute(0, 2, 3, 1) @ directions).permute(0, 3, 1, 2)
-    return x
-
-
-@cache  # 0.06 s for 672 channels, and every image that is scored in training needs them
-def random_directions(channels: int, dimensions: int) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
-    """Orthonormal columns, always the same: they keep distances up to a common factor and small errors.
-
-    Johnson & Lindenstrauss (1984); unlike principal components they do not drop what no good image shows.
-
-    Returns: (channels, dimensions) float32.
-    """
-    square = np.random.default_rng(0).standard_normal((channels, channels))
-    return np.linalg.qr(square)[0][:, :dimensions].astype(np.float32)
-
-
-class LevelBank(nn.Module):
-    """Good patches of one level, and how far the patches of an image are from them."""
-
-    bank: Tensor
-    offset: Tensor
-
-    def __init__(self, level: Level, offset: Tensor, bank: Tensor) -> None:
-        """Args: offset of `soft_normalise`; bank (M, D) float32, normalised patches of good images."""
-        super().__init__()
-        self.level = level
-        self.register_buffer("offset", offset)
-        self.register_buffer("bank", bank)
-
-    def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Args: maps of the backbone. Returns: patches and residuals, each (B, h, w, D) at the level's own stride."""
-        patches = soft_normalise(patch_vectors(self.level, maps), self.offset)
-        return patches, nearest_residual(patches.reshape(-1, patches.shape[-1]), self.bank).view(patches.shape)
-
-    def without(self, gone: npt.NDArray[np.bool_]) -> "LevelBank":
-        """The bank without some of its vectors; with all of them where nothing would remain. Args: gone (M,)."""
-        kept = ~gone if not gone.all() else np.ones_like(gone)
-        return LevelBank(self.level, self.offset, self.bank[torch.from_numpy(kept).to(self.bank.device)])
 
 
 class MemoryBank(nn.Module):
