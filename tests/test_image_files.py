@@ -27,7 +27,7 @@ def touch(root: Path, *names: str) -> None:
 
 
 def names_in(folder: Path, exclude: Path | None = None) -> list[str]:
-    return [f.name for f in find_images(folder, exclude)]
+    return [f.name for f in find_images(folder, *([exclude] if exclude else []))]
 
 
 def test_subfolders_are_entered_and_names_sorted(tmp_path: Path) -> None:
