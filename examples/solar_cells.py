@@ -20,7 +20,7 @@ images that do not look like what their folder says.
 
 This data is hard: good cells of two types, and defects down to a faint shade. What helps, and what it costs:
 
-    without what the 8 defects teach (an earlier version)  image AUROC 0.8758, false rejects 10 of 100, escapes 22 of 100
+    before defects taught        image AUROC 0.8758, false rejects 10 of 100, escapes 22 of 100: an earlier version
     --monocrystalline            image AUROC 0.9545, false rejects 4 of 100, escapes 25 of 100: one model a cell type
     ... --test 0                 image AUROC 0.9550, false rejects 23 of 548, escapes 71 of 305
     --false-reject-rate 0.02     image AUROC 0.9213, false rejects 0 of 100, escapes 47 of 100
