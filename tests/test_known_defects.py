@@ -144,7 +144,9 @@ def test_the_left_out_margins_equal_heads_that_are_fitted_without_the_pair() -> 
             part = slice(block * DIMENSIONS, min((block + 1) * DIMENSIONS, others.shape[1]))
             variance = others[:, part].var(axis=0)
             deviation = np.sqrt((4 * variance + 2 * variance.mean()) / 6)
-            scale[part] = np.sqrt(len(variance)) * (deviation + 1e-6 if block < 4 else 2 * np.maximum(deviation, 0.05))
+            scale[part] = np.sqrt(len(variance)) * (
+                np.maximum(deviation, 1e-4) if block < 4 else 2 * np.maximum(deviation, 0.05)
+            )
         spread = max(np.delete(good.log_scores, g).std(), 0.05)
         for d in range(3):
             kept = np.delete(defects.descriptions, d, axis=0)

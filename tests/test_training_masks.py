@@ -128,3 +128,16 @@ def test_a_mislabelled_defect_is_named(tmp_path: Path, run_cli: RunCli) -> None:
     assert done.returncode == 0, done.stderr
     assert "in_fact_good.png: scores like a good image" in done.stderr
     assert "stain0.png" not in done.stderr
+
+
+def test_good_images_that_all_but_equal_each_other_are_no_division_by_nothing(tmp_path: Path) -> None:
+    part = render_part(0, None, PART_HW).image
+    for i in range(5):
+        odd = part.copy()
+        odd[i, i] ^= 1  # not the same picture, but the same part
+        write_png(tmp_path / "good" / f"{i}.png", odd)
+    for i in range(3):
+        write_png(tmp_path / "defects" / f"{i}.png", render_part(i, "dent", PART_HW).image)
+    report = train(tmp_path / "good", tmp_path / "defects", tmp_path / "model", size_px=64, device="cpu")
+    assert report.manifest.parity.verdict_changes == 0
+    assert np.isfinite(report.manifest.calibration.threshold)

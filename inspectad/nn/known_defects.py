@@ -23,6 +23,7 @@ TOO_FEW: Final = f"fewer than {MIN_GOOD + 1} good images cannot tell a defect fr
 STRENGTH: Final = 25.0
 """Of the logistic regression; 10 and 60 gave the same image AUROC within .001."""
 _SPREAD = 0.05  # least standard deviation of log scores, and of log lengths
+_LEAST = 1e-4  # deviation of any other dimension: good images may all but equal each other
 _PRIOR = 2.0  # good images that a block's mean variance counts for in each of its dimensions
 _LENGTHS = 0.5  # weight of the lengths among the five blocks
 _SHRINK = 5.0  # n defects get n / (n + 5) of the full weight; with n / (n + 2) two or three cost up to .035
@@ -121,7 +122,7 @@ class _Scaling:
             is_lengths = begin == 4 * dimensions
             variance = good[:, block].var(axis=0)
             shrunk = (len(good) * variance + _PRIOR * variance.mean()) / (len(good) + _PRIOR)
-            deviation = np.maximum(np.sqrt(shrunk), _SPREAD) if is_lengths else np.sqrt(shrunk) + 1e-6
+            deviation = np.maximum(np.sqrt(shrunk), _SPREAD if is_lengths else _LEAST)
             scale[block] = deviation * math.sqrt(len(variance)) / (_LENGTHS if is_lengths else 1.0)
         return _Scaling(centre, scale)
 
