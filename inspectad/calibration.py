@@ -249,4 +249,9 @@ def fold_of(count: int, most_folds: int) -> npt.NDArray[np.int64]:
     has seen the twin of a held-out image would score it too low.
     """
     folds = count if count <= most_folds else min(8, most_folds)
-    return np.arange(count) * folds // max(count, 1)
+    return groups_of(count, folds)
+
+
+def groups_of(count: int, groups: int) -> npt.NDArray[np.int64]:
+    """Group number of each of ``count`` things: even blocks of neighbours, in at most so many groups."""
+    return np.arange(count) * min(groups, count) // max(count, 1)

@@ -35,9 +35,8 @@ def score_held_out(
 
     Returns: the good images' scores, and the defects' (M,).
     """
-    good_folds = (
-        fold_of(len(good), method.max_folds) if len(good) > 1 else np.full(1, -1)
-    )  # the only one stays in all models
+    # The only good image stays in all models.
+    good_folds = fold_of(len(good), method.max_folds) if len(good) > 1 else np.full(1, -1)
     defect_folds = fold_of(len(defects), method.max_folds)
     count = 1 + max(-1, *good_folds.tolist(), *defect_folds.tolist())
     scores, peaks = np.zeros(len(good), np.float32), np.zeros(len(good), np.float32)

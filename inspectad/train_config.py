@@ -18,7 +18,7 @@ from inspectad.nn.pose_evidence import examine_pose
 from inspectad.nn.settings import TrainSettings
 from inspectad.pose import FIXED, Pose, pose_named
 from inspectad.progress import Step, silent
-from inspectad.training_data import ReadableImage, TrainingImages
+from inspectad.training_data import ReadableImage, TrainingImages, spread
 
 MOST_EPOCHS: Final = 10000
 _SHARES: Final = 16  # good images whose part is measured
@@ -129,8 +129,3 @@ def torch_device(name: str) -> str:
     if name == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device cuda: torch finds no usable GPU here; 'inspectad doctor' says why")
     return "cuda" if name != "cpu" and torch.cuda.is_available() else "cpu"
-
-
-def spread(count: int, wanted: int) -> list[int]:
-    """``wanted`` indices evenly spread over ``count``, all of them when there are fewer."""
-    return sorted({i * count // min(count, wanted) for i in range(min(count, wanted))})

@@ -34,7 +34,7 @@ from inspectad.onnx_graph import (
 )
 from inspectad.progress import Step, silent
 from inspectad.records import ByteArray
-from inspectad.train_config import TrainConfig, check_config, choose_settings, spread
+from inspectad.train_config import TrainConfig, check_config, choose_settings
 from inspectad.training_data import (
     DefectImages,
     DefectMasks,
@@ -43,6 +43,7 @@ from inspectad.training_data import (
     TrainingImages,
     find_masks,
     select,
+    spread,
     survey,
 )
 

@@ -186,6 +186,11 @@ class TrainingImages(Sequence[ByteArray]):
         return prepared
 
 
+def spread(count: int, wanted: int) -> list[int]:
+    """``wanted`` indices evenly spread over ``count``, all of them when there are fewer."""
+    return sorted({i * count // min(count, wanted) for i in range(min(count, wanted))})
+
+
 @dataclass(frozen=True, slots=True)
 class DefectMasks:
     """Where the masks of the defects are (None: it has none), and what was said about the others."""

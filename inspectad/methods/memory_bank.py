@@ -22,7 +22,6 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from inspectad.nn.backbone import BACKBONES, load_backbone
@@ -34,11 +33,11 @@ from inspectad.nn.known_masks import Places, choose_defect, choose_good
 from inspectad.nn.levels import Level, LevelBank, levels_of, patch_vectors
 from inspectad.nn.patches import length, soft_normalise
 from inspectad.nn.settings import TrainSettings
-from inspectad.nn.smoothing import GaussianBlur
+from inspectad.nn.smoothing import GaussianBlur, enlarge
 from inspectad.pose import copies
 from inspectad.progress import Step, silent
 from inspectad.records import ByteArray, FloatArray
-from inspectad.training_data import DefectImages, TrainingImages
+from inspectad.training_data import DefectImages, TrainingImages, spread
 
 CANDIDATES = 32768  # patches that a coreset is chosen from, shared evenly: 55 MB (Lite0) however many images there are
 PROJECTED = 32  # dimensions that the coreset is chosen in
@@ -89,13 +88,6 @@ class MemoryBank(nn.Module):
         return Evidence(patches, residuals, coarse, highest[:, :count].mean(dim=1), weigh_top(coarse, highest))
 
 
-def enlarge(maps: Tensor, size_hw: tuple[int, int]) -> Tensor:
-    """Maps (B, 1, h, w) to (B, 1, H, W), bilinear."""
-    if maps.shape[-2:] == size_hw:
-        return maps
-    return F.interpolate(maps, size_hw, mode="bilinear", align_corners=False)
-
-
 class MemoryBankTrainer:
     """Fits memory banks to subsets of one set of images; each image, and each copy of it, passes the backbone once.
 
@@ -142,9 +134,11 @@ class MemoryBankTrainer:
     ) -> Learnt:
         """Args: owners of each level's bank vectors: the good images that they are from."""
         rng = np.random.default_rng((self._settings.seed, len(good), len(defects)))
-        taught, known = (_evenly(given, most) for given, most in ((good, HEAD_GOOD), (defects, HEAD_DEFECTS)))
+        taught = [good[i] for i in spread(len(good), HEAD_GOOD)]
+        known = [defects[i] for i in spread(len(defects), HEAD_DEFECTS)]
         has_masks = any(self._defects.has_mask(i) for i in known)
-        good_places, masked = [], []
+        good_places: list[Places] = []
+        masked: list[Places | None] = []
         described: list[list[tuple[float, FloatArray]]] = [[], []]
         with torch.inference_mode():
             for i in taught:
@@ -159,11 +153,12 @@ class MemoryBankTrainer:
             for i in known:
                 evidence = module.examine(self._maps_of(i, is_defect=True))
                 described[1].append(_described(evidence))
-                covered = self._covered_by_mask(i, evidence) if has_masks else None
+                covered = self._covered_by_mask(i, evidence)
+                if covered is None:
+                    masked.append(None)
+                    continue
                 log_map = _log_map(evidence)
-                masked.append(
-                    None if covered is None else _places(evidence, log_map, *choose_defect(log_map, covered, rng))
-                )
+                masked.append(_places(evidence, log_map, *choose_defect(log_map, covered, rng)))
         sides = [
             Described(np.array([score for score, _ in side]), np.stack([x for _, x in side]).astype(np.float64))
             for side in described
@@ -246,12 +241,6 @@ def _places(
 ) -> Places:
     rows = patch_rows(evidence, torch.from_numpy(chosen).to(evidence.top.device))
     return Places(rows.double().cpu().numpy(), log_map[chosen], is_defect)
-
-
-def _evenly(given: Sequence[int], most: int) -> list[int]:
-    """At most so many of them, spread evenly."""
-    count = min(most, len(given))
-    return [given[i * len(given) // count] for i in range(count)]
 
 
 def _sample(count: int, share: int, rng: np.random.Generator) -> Tensor:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from inspectad.nn.patches import SAME
-from inspectad.nn.smoothing import GaussianBlur
+from inspectad.nn.smoothing import GaussianBlur, enlarge
 
 LIMIT = 1.0
 """The head can move a log score or a log map value by no more."""
@@ -127,7 +127,7 @@ class DefectHead(nn.Module):
 
     def _logits(self, evidence: Evidence) -> Tensor:
         """How much each place looks like a known defect: (B, 1, H, W)."""
-        size = evidence.top.shape[2:]
+        size = (evidence.top.shape[2], evidence.top.shape[3])
         half = len(self.patch_weight) // 2
         signed, sized = self.patch_weight[:half], self.patch_weight[half:]
         total = self.patch_bias.view(1, 1, 1, 1)
@@ -135,7 +135,7 @@ class DefectHead(nn.Module):
         for residuals in evidence.residuals:
             end = begin + residuals.shape[-1]
             logits = residuals @ signed[begin:end] + residuals.abs() @ sized[begin:end]
-            total = total + F.interpolate(logits.unsqueeze(1), size, mode="bilinear", align_corners=False)
+            total = total + enlarge(logits.unsqueeze(1), size)
             begin = end
         return total.clamp(-PATCH_LIMIT, PATCH_LIMIT)
 

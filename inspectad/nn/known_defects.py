@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from inspectad.calibration import groups_of
 from inspectad.nn.defect_head import DefectHead
 from inspectad.nn.known_masks import Places, learn_map, set_patch
 from inspectad.nn.logistic import Floats, balanced, fit_logistic
@@ -191,8 +192,7 @@ def left_out_margins(good: Described, defects: Described, levels: int) -> tuple[
     """
     images, bad = len(good.log_scores), len(defects.log_scores)
     is_defect = np.arange(images + bad) >= images
-    good_groups = np.arange(images) * min(_GROUPS, images) // images
-    defect_groups = np.arange(bad) * min(_GROUPS, bad) // bad
+    good_groups, defect_groups = groups_of(images, _GROUPS), groups_of(bad, _GROUPS)
     alone, heads = np.empty((bad, images)), np.empty((bad, images))
     for g in range(good_groups[-1] + 1):
         members = np.flatnonzero(good_groups == g)

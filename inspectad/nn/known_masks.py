@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from inspectad.calibration import groups_of
 from inspectad.metrics import auroc
 from inspectad.nn.defect_head import PATCH_LIMIT, DefectHead
 from inspectad.nn.logistic import Floats, balanced, fit_logistic
@@ -95,7 +96,7 @@ def _left_out_masks(good: Sequence[Places], defects: Sequence[Places], scale: fl
     """Mean pixel AUROC over masked defects, by the bank alone and with a map that knows neither them nor the good
     places that they are compared with."""
     count = min(_GROUPS, len(defects), len(good))
-    good_groups, groups = (np.arange(len(side)) * count // len(side) for side in (good, defects))
+    good_groups, groups = (groups_of(len(side), count) for side in (good, defects))
     found: list[tuple[float, float]] = []
     for group in range(count):
         weights, bias = _fit_places(_of(good, good_groups != group), _of(defects, groups != group))

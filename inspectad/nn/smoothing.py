@@ -1,4 +1,4 @@
-"""Gaussian smoothing of anomaly maps, as two fixed convolutions that every runtime has."""
+"""Smoothing and enlarging of anomaly maps, by operations that every runtime has."""
 
 import math
 
@@ -25,3 +25,10 @@ class GaussianBlur(nn.Module):
         padded = F.pad(maps, (r, r, r, r), mode="replicate")
         rows = F.conv2d(padded, self.kernel.view(1, 1, 1, -1))
         return F.conv2d(rows, self.kernel.view(1, 1, -1, 1))
+
+
+def enlarge(maps: Tensor, size_hw: tuple[int, int]) -> Tensor:
+    """Maps (B, 1, h, w) to (B, 1, H, W), bilinear."""
+    if maps.shape[-2:] == size_hw:
+        return maps
+    return F.interpolate(maps, size_hw, mode="bilinear", align_corners=False)
