@@ -13,6 +13,7 @@ from itertools import product
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
 from inspectad.errors import UsageError
 from inspectad.images import MAX_INPUT_PX, MIN_INPUT_PX, resize
@@ -20,10 +21,12 @@ from inspectad.records import ByteArray, FloatArray, Prediction
 
 AUTO: Final = "auto"
 OVERLAP: Final = 0.125
-"""Least share of a tile's side that its neighbour sees as well: a defect up to that length lies whole in one of them."""
+"""Least share of a tile's side that its neighbour sees as well: a defect up to that length lies whole in one tile."""
+MAX_TILE_PX: Final = 16 * MAX_INPUT_PX
 CELL_PX: Final = 8
 """Side of a place of the blended map, in pixels of the network's input."""
 
+_Places = npt.NDArray[np.floating]
 Predict = Callable[[ByteArray], Prediction]
 """Scores and maps of a batch at the network's input size, uint8 (B, H, W, 3)."""
 
@@ -73,9 +76,9 @@ def parse_tile(value: str | int | None) -> int | str | None:
         pixels = int(value)
     except ValueError as error:
         raise UsageError(f"--tile {value}: give a number of pixels, or {AUTO}") from error
-    if not MIN_INPUT_PX <= pixels <= 16 * MAX_INPUT_PX:
+    if not MIN_INPUT_PX <= pixels <= MAX_TILE_PX:
         raise UsageError(
-            f"--tile {value}: give the longer side of a tile in pixels, from {MIN_INPUT_PX} to {16 * MAX_INPUT_PX}"
+            f"--tile {value}: give the longer side of a tile in pixels, from {MIN_INPUT_PX} to {MAX_TILE_PX}"
         )
     return pixels
 
@@ -124,7 +127,7 @@ def _starts(length: int, tile: int, overlap: float, cell: float) -> list[int]:
     ]
 
 
-def _taps(at: "np.ndarray[tuple[int], np.dtype[np.float64]]", length: int, weights: FloatArray) -> FloatArray:
+def _taps(at: _Places, length: int, weights: _Places) -> FloatArray:
     """Linear interpolation at these places of a map, times weights, as a matrix. Returns: (places, length)."""
     at = at.clip(0, length - 1)
     low = np.minimum(at.astype(np.int64), max(length - 2, 0))

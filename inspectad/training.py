@@ -195,6 +195,7 @@ def _manifest(
         input_size_hw=settings.input_size_hw,
         resize_rule=RESIZE_RULE,
         full_scale=selection.full_scale,
+        tiling=None,
         aspect_range=(min(aspects), max(aspects)),
         seed=config.seed,
         settings=described,
