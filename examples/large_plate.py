@@ -35,7 +35,7 @@ def render_plate(seed: int, size_hw: tuple[int, int], scratch: tuple[int, int, i
     rng = np.random.default_rng([seed, *size_hw])
     height, width = size_hw
     grain = rng.standard_normal((height, width), np.float32)
-    levels = 120 + 9 * cv2.blur(grain, (41, 1)) * 6.4 ** 0.5 + 3 * cv2.blur(grain[::-1], (201, 1)) * 14 ** 0.5
+    levels = 120 + 9 * cv2.blur(grain, (41, 1)) * 6.4**0.5 + 3 * cv2.blur(grain[::-1], (201, 1)) * 14**0.5
     at = rng.integers(-6, 7, 2)
     depth = np.zeros(size_hw, np.uint8)
     for x, y in HOLES:
@@ -47,7 +47,9 @@ def render_plate(seed: int, size_hw: tuple[int, int], scratch: tuple[int, int, i
     edge = cv2.Sobel(shade, cv2.CV_32F, 1, 1, ksize=3) + cv2.Sobel(shade, cv2.CV_32F, 0, 1, ksize=3)
     levels = levels * (1 - shade) + 25 * shade + 60 * edge
     printed = (round(0.12 * width) + int(at[0]), round(0.35 * height) + int(at[1]))
-    ink = cv2.putText(np.zeros(size_hw, np.uint8), "PL-2044", printed, cv2.FONT_HERSHEY_SIMPLEX, 3.0, 60, 8, cv2.LINE_AA)
+    ink = cv2.putText(
+        np.zeros(size_hw, np.uint8), "PL-2044", printed, cv2.FONT_HERSHEY_SIMPLEX, 3.0, 60, 8, cv2.LINE_AA
+    )
     levels -= ink
     if scratch is not None:
         levels += _scratch(size_hw, scratch)

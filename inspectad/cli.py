@@ -156,6 +156,13 @@ def train(
     size: Annotated[
         int | None, typer.Option(help="Longer side of the network's input in pixels; chosen from the images if absent.")
     ] = None,
+    tile: Annotated[
+        str | None,
+        typer.Option(
+            metavar="auto|PX",
+            help="Inspect large images in tiles of so many source pixels; auto: where they are large.",
+        ),
+    ] = None,
     false_reject_rate: Annotated[float, typer.Option(help="Share of good images that may be called NG.")] = 0.1,
     pose: Annotated[
         PoseName,
@@ -187,6 +194,7 @@ def train(
             masks=masks,
             method=method.value,
             size_px=size,
+            tile=tile,
             backbone=backbone,
             backbone_weights=backbone_weights,
             false_reject_rate=false_reject_rate,

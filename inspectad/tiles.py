@@ -43,10 +43,6 @@ class Tiling:
     tile_hw: tuple[int, int]
     overlap: float = OVERLAP
 
-    def seen_hw(self, source_hw: tuple[int, int]) -> tuple[int, int]:
-        """Height and width of what the network sees at a time, in source pixels."""
-        return (min(self.tile_hw[0], source_hw[0]), min(self.tile_hw[1], source_hw[1]))
-
     def __str__(self) -> str:
         return f"{self.tile_hw[1]} x {self.tile_hw[0]} px, at least {self.overlap:.3g} of a side in common"
 
@@ -87,6 +83,12 @@ def tile_for(longer_px: int, input_size_hw: tuple[int, int]) -> Tiling:
     """Tiles of a longer side, with the aspect of the network's input."""
     height, width = (max(1, round(side * longer_px / max(input_size_hw))) for side in input_size_hw)
     return Tiling(tile_hw=(height, width))
+
+
+def seen_aspect(source_hw: tuple[int, int], tiling: Tiling | None) -> float:
+    """Width / height of what the network sees at a time of an image: all of it, or a tile."""
+    height, width = source_hw if tiling is None else (min(pair) for pair in zip(source_hw, tiling.tile_hw, strict=True))
+    return width / height
 
 
 def split(length: int, tile: int, overlap: float, map_length: int) -> list[Span]:
