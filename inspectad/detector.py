@@ -15,7 +15,7 @@ from inspectad.errors import InspectadError, ModelFileError, UsageError
 from inspectad.images import resize
 from inspectad.manifest import Manifest
 from inspectad.model_file import extract_manifest, onnx_path, read_model_bytes
-from inspectad.records import ByteArray, Prediction, Verdict
+from inspectad.records import ByteArray, FloatArray, Prediction, Verdict
 from inspectad.tiles import score_tiles
 
 DEVICES: Final = ("auto", "cpu", "cuda", "tensorrt")
@@ -103,7 +103,7 @@ class OnnxDetector:
             return self.predict_resized(np.stack([resize(image, self.input_size_hw) for image in images]))
         if len({image.shape for image in images}) > 1:
             raise ValueError("a model of tiles gives maps as large as the images; give images of one size at a time")
-        found = [score_tiles(image, self.manifest.tiling, self.input_size_hw, self.predict_resized) for image in images]
+        found = [score_tiles(image, self.manifest.tiling, self.input_size_hw, self._score) for image in images]
         return Prediction(np.array([score for score, _ in found], np.float32), np.stack([m for _, m in found]))
 
     def predict_resized(self, batch: ByteArray) -> Prediction:
@@ -119,6 +119,9 @@ class OnnxDetector:
                 f"the network failed on a batch of {len(batch)} images ({_first_line(error)}); "
                 "try a smaller --batch-size, or --device cpu"
             ) from error
+
+    def _score(self, pixels: ByteArray) -> tuple[float, FloatArray]:
+        return self.predict_resized(pixels[np.newaxis]).only
 
     def verdicts(self, prediction: Prediction, threshold: float | None = None) -> list[Verdict]:
         """OK or NG for each image of a prediction, by the calibrated threshold or by another."""

@@ -13,6 +13,7 @@ MAX_BOXES: Final = 20  # a row stays readable; area_px counts all regions
 _FULL_COLOUR = 2.0  # map value, as a multiple of the threshold, at which the colour scale ends
 _CALM = 0.85  # below this share of the level nothing is coloured, so a good image looks like itself
 _OPACITY = 0.55
+_BAND_PX = 2**22  # source pixels that are coloured at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,17 +122,15 @@ def _blend(overlay: ByteArray, anomaly_map: FloatArray, level: float) -> None:
     y0, y1 = round(top * overlay.shape[0] / map_h), round(bottom * overlay.shape[0] / map_h)
     if x1 == x0 or y1 == y0:
         return
-    colours = _enlarge(
-        _colourise(anomaly_map[top:bottom, left:right], level),
-        (left, top),
-        anomaly_map.shape,
-        overlay.shape,
-        (x0, y0, x1, y1),
-    )
-    weight = colours[..., 3].astype(np.float32) * np.float32(1 / 255)
-    patch = np.ascontiguousarray(overlay[y0:y1, x0:x1])
-    colour = np.ascontiguousarray(colours[..., :3])
-    overlay[y0:y1, x0:x1] = cv2.blendLinear(colour, patch, weight, 1 - weight)
+    colours = _colourise(anomaly_map[top:bottom, left:right], level)
+    rows = max(1, _BAND_PX // (x1 - x0))  # a few at a time: each pixel takes 20 bytes here
+    for y in range(y0, y1, rows):
+        band = (x0, y, x1, min(y + rows, y1))
+        enlarged = _enlarge(colours, (left, top), anomaly_map.shape, overlay.shape, band)
+        weight = enlarged[..., 3].astype(np.float32) * np.float32(1 / 255)
+        patch = np.ascontiguousarray(overlay[y : band[3], x0:x1])
+        colour = np.ascontiguousarray(enlarged[..., :3])
+        overlay[y : band[3], x0:x1] = cv2.blendLinear(colour, patch, weight, 1 - weight)
 
 
 def _enlarge(

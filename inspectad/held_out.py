@@ -10,7 +10,7 @@ from inspectad.methods import Method, Trainer
 from inspectad.onnx_graph import predict_with_module
 from inspectad.pose import Pose, turn
 from inspectad.progress import Step
-from inspectad.records import ByteArray, FloatArray, Prediction
+from inspectad.records import ByteArray, FloatArray
 from inspectad.training_data import TrainingImages
 
 _SMALL_TURN = 1.35  # what an image turned by 5 degrees lacks, as a factor, against a real other one (median of six)
@@ -47,12 +47,12 @@ def score_held_out(
         kept, kept_defects = (np.flatnonzero(folds != fold).tolist() for folds in (good_folds, defect_folds))
         report = partial(_say_part, say, f", without part {fold + 1} of {count}")
         module = trainer.fit(good.teaching(kept), defects.teaching(kept_defects), report).module
-        predict = partial(predict_with_module, module)
+        score = partial(_score, module, 0.0)
         for i in np.flatnonzero(good_folds == fold).tolist():
-            scores[i], anomaly_map = good.judge(i, predict)
+            scores[i], anomaly_map = good.judge(i, score)
             peaks[i] = anomaly_map.max()
         for i in np.flatnonzero(defect_folds == fold).tolist():
-            defect_scores[i], _ = defects.judge(i, predict)
+            defect_scores[i], _ = defects.judge(i, score)
     parts = int(good_folds.max()) + 1
     if images == 1:
         scores[:], peaks[:] = _stand_in(final, good, pose)
@@ -90,7 +90,7 @@ def _stand_in(module: nn.Module, good: TrainingImages, pose: Pose) -> tuple[floa
     guesses = []
     turns = ((15.0, 1.0), (5.0, _SMALL_TURN)) if pose.turns == 1 else ((180 / pose.turns, _SMALL_TURN),)
     for degrees, factor in turns:
-        found = [good.judge(0, partial(_predict_turned, module, way * degrees)) for way in (-1, 1)]
+        found = [good.judge(0, partial(_score, module, way * degrees)) for way in (-1, 1)]
         guesses.append(
             (
                 factor * float(np.mean([score for score, _ in found])),
@@ -100,8 +100,8 @@ def _stand_in(module: nn.Module, good: TrainingImages, pose: Pose) -> tuple[floa
     return min(guesses)
 
 
-def _predict_turned(module: nn.Module, degrees: float, images: ByteArray) -> Prediction:
-    return predict_with_module(module, [turn(image, degrees) for image in images])
+def _score(module: nn.Module, degrees: float, image: ByteArray) -> tuple[float, FloatArray]:
+    return predict_with_module(module, [turn(image, degrees) if degrees else image]).only
 
 
 def turned_copies(image: ByteArray, degrees: float) -> list[ByteArray]:

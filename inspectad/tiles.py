@@ -8,6 +8,7 @@ networks have their values (they are enlarged from there): 100 megapixels take 6
 
 import math
 from collections.abc import Callable
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from itertools import product
 from typing import Final
@@ -17,7 +18,7 @@ import numpy.typing as npt
 
 from inspectad.errors import UsageError
 from inspectad.images import MAX_INPUT_PX, MIN_INPUT_PX, resize
-from inspectad.records import ByteArray, FloatArray, Prediction
+from inspectad.records import ByteArray, FloatArray
 
 AUTO: Final = "auto"
 OVERLAP: Final = 0.125
@@ -27,8 +28,9 @@ CELL_PX: Final = 8
 """Side of a place of the blended map, in pixels of the network's input."""
 
 _Places = npt.NDArray[np.floating]
-Predict = Callable[[ByteArray], Prediction]
-"""Scores and maps of a batch at the network's input size, uint8 (B, H, W, 3)."""
+Score = Callable[[ByteArray], tuple[float, FloatArray]]
+"""From an image or tile at the network's input size, uint8 (H, W, 3), to its score and anomaly map (H, W)."""
+_AT_A_TIME: Final = 64  # tiles: so many maps are kept at most until they are blended
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,24 +158,32 @@ def cut_tile(source: ByteArray, rows: Span, columns: Span, input_size_hw: tuple[
 
 
 def score_tiles(
-    source: ByteArray, tiling: Tiling, input_size_hw: tuple[int, int], predict: Predict, batch_size: int = 4
+    source: ByteArray,
+    tiling: Tiling,
+    input_size_hw: tuple[int, int],
+    score: Score,
+    pool: Executor | None = None,
 ) -> tuple[float, FloatArray]:
     """Image score and anomaly map of an image of any size.
 
     Args:
         source: (H, W, 3) uint8.
-        predict: the network.
-        batch_size: tiles that it is given at a time.
+        score: the network; called from several threads where there is a pool.
+        pool: cuts and scores tiles, some dozens at a time.
     Returns: the highest tile score (nan if one is), and the blended map, a place for each 8 x 8 pixels of the input.
     """
     rows, columns = grid((source.shape[0], source.shape[1]), tiling, input_size_hw)
     canvas = np.zeros((rows[-1].cells.stop, columns[-1].cells.stop), np.float32)
+
+    def score_at(place: tuple[Span, Span]) -> tuple[float, FloatArray]:
+        return score(cut_tile(source, *place, input_size_hw))
+
+    highest = -math.inf
     places = list(product(rows, columns))
-    score = -math.inf
-    for start in range(0, len(places), batch_size):
-        batch = places[start : start + batch_size]
-        prediction = predict(np.stack([cut_tile(source, *place, input_size_hw) for place in batch]))
-        score = float(np.maximum(score, prediction.image_scores.max()))
-        for (row, column), tile_map in zip(batch, prediction.anomaly_maps, strict=True):
+    for start in range(0, len(places), _AT_A_TIME):
+        some = places[start : start + _AT_A_TIME]
+        found = map(score_at, some) if pool is None else pool.map(score_at, some)
+        for (row, column), (tile_score, tile_map) in zip(some, found, strict=True):
             canvas[row.cells, column.cells] += row.taps @ tile_map @ column.taps.T
-    return score, canvas
+            highest = float(np.maximum(highest, tile_score))  # which hands on nan, as max would not
+    return highest, canvas

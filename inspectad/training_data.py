@@ -10,14 +10,12 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-import numpy as np
-
 from inspectad.errors import TrainingError, UnreadableImageError, UsageError
 from inspectad.image_files import ImageFile, find_images
 from inspectad.images import decode_image, full_scale_of, read_file, read_image, resize, to_8_bit
 from inspectad.masks import mask_path, read_mask
 from inspectad.records import ByteArray, FloatArray
-from inspectad.tiles import Predict
+from inspectad.tiles import Score
 
 _CACHE_BYTES = 512 * 2**20  # decoded images kept; beyond it they are read again when they are needed again
 
@@ -206,10 +204,9 @@ class TrainingImages(Sequence[ByteArray]):
         """Indices of what there is to learn from of these images."""
         return list(images)
 
-    def judge(self, image: int, predict: Predict) -> tuple[float, FloatArray]:
-        """Score and anomaly map of one image, as a scan would find them. Args: predict: the network."""
-        prediction = predict(self[image][np.newaxis])
-        return float(prediction.image_scores[0]), prediction.anomaly_maps[0]
+    def judge(self, image: int, score: Score) -> tuple[float, FloatArray]:
+        """Score and anomaly map of one image, as a scan would find them. Args: score: the network."""
+        return score(self[image])
 
 
 def spread(count: int, wanted: int) -> list[int]:

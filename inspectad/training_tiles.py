@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from inspectad.records import ByteArray, FloatArray
-from inspectad.tiles import Predict, Span, Tiling, cut_tile, grid, score_tiles
+from inspectad.tiles import Score, Span, Tiling, cut_tile, grid, score_tiles
 from inspectad.training_data import ReadableImage, TrainingImages, spread
 
 MOST_TEACHING: Final = 1024
@@ -50,9 +50,9 @@ class TrainingTiles(TrainingImages):
         wanted = set(images)
         return [index for index, (image, _) in enumerate(self._teaching) if image in wanted]
 
-    def judge(self, image: int, predict: Predict) -> tuple[float, FloatArray]:
+    def judge(self, image: int, score: Score) -> tuple[float, FloatArray]:
         """The highest score of all its tiles, and their maps as one."""
-        return score_tiles(self.source(image), self.tiling, self.input_size_hw, predict)
+        return score_tiles(self.source(image), self.tiling, self.input_size_hw, score)
 
     def _cut(self, image: int) -> None:
         rows, columns = self._grid(image)

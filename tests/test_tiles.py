@@ -1,6 +1,7 @@
 """Tiles of large images: they cover every pixel, their maps blend into one without seams, and the worst tile counts."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
 import numpy as np
@@ -9,7 +10,6 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from inspectad.errors import UsageError
-from inspectad.records import Prediction
 from inspectad.tiles import CELL_PX, OVERLAP, Tiling, cut_tile, grid, parse_tile, score_tiles, split, tile_for
 
 QUICK = settings(deadline=None, max_examples=200)
@@ -27,6 +27,11 @@ def at_source(field: Field, source_hw: tuple[int, int], size_hw: tuple[int, int]
     return field(ys[:, None], xs[None, :])
 
 
+def brightness(tile: np.ndarray) -> tuple[float, np.ndarray]:
+    """A network whose map is the red of its image, and whose score is the highest of it."""
+    return float(tile[..., 0].max()), tile[..., 0].astype(np.float32)
+
+
 class FieldNetwork:
     """A synthetic network: from tiles whose pixels say where they are, to a map that is a field over the image."""
 
@@ -34,22 +39,13 @@ class FieldNetwork:
         self.field, self.input_hw = field, input_hw
         rows, columns = grid(source_hw, tiling, input_hw)
         self.places = iter([(r, c) for r in rows for c in columns])
-        self.batches: list[int] = []
 
-    def __call__(self, batch: np.ndarray) -> Prediction:
-        assert batch.shape[1:] == (*self.input_hw, 3)
-        self.batches.append(len(batch))
-        maps = []
-        for _ in batch:
-            r, c = next(self.places)
-            local = at_source(
-                lambda y, x, r=r, c=c: self.field(y + r.start, x + c.start),
-                (r.stop - r.start, c.stop - c.start),
-                self.input_hw,
-            )
-            maps.append(local.astype(np.float32))
-        stacked = np.stack(maps)
-        return Prediction(stacked.max(axis=(1, 2)), stacked)
+    def __call__(self, tile: np.ndarray) -> tuple[float, np.ndarray]:
+        assert tile.shape == (*self.input_hw, 3)
+        r, c = next(self.places)
+        size_hw = (r.stop - r.start, c.stop - c.start)
+        local = at_source(lambda y, x: self.field(y + r.start, x + c.start), size_hw, self.input_hw).astype(np.float32)
+        return float(local.max()), local
 
 
 @QUICK
@@ -106,7 +102,6 @@ def check_field(field: Field, source_hw: tuple[int, int], tiling: Tiling, input_
     np.testing.assert_allclose(blended[inner], whole[inner], atol=2e-5 * float(np.abs(whole).max()))
     np.testing.assert_allclose(blended, whole, atol=0.05 * float(np.abs(whole).max()))
     assert score >= blended.max() - 1e-6
-    assert set(network.batches[:-1]) <= {4}
 
 
 def test_a_curved_field_is_given_back_without_seams() -> None:
@@ -127,11 +122,10 @@ def test_tiles_that_disagree_fade_into_each_other() -> None:
     rows, columns = grid((320, 2000), Tiling(tile_hw=(320, 320)), (320, 320))
     levels = iter(np.arange(len(columns)) % 2)
 
-    def predict(batch: np.ndarray) -> Prediction:
-        maps = np.stack([np.full((320, 320), next(levels), np.float32) for _ in batch])
-        return Prediction(maps.max(axis=(1, 2)), maps)
+    def score(tile: np.ndarray) -> tuple[float, np.ndarray]:
+        return 0.0, np.full((320, 320), next(levels), np.float32)
 
-    _, blended = score_tiles(np.zeros((320, 2000, 3), np.uint8), Tiling(tile_hw=(320, 320)), (320, 320), predict)
+    _, blended = score_tiles(np.zeros((320, 2000, 3), np.uint8), Tiling(tile_hw=(320, 320)), (320, 320), score)
     assert len(rows) == 1
     assert blended.min() == pytest.approx(0, abs=1e-6)
     assert blended.max() == pytest.approx(1, abs=1e-6)
@@ -157,24 +151,19 @@ def test_the_image_score_is_that_of_the_worst_tile() -> None:
     source = np.zeros((500, 700, 3), np.uint8)
     source[430, 650] = 200  # one pixel in the last tile
 
-    def predict(batch: np.ndarray) -> Prediction:
-        maps = batch[..., 0].astype(np.float32)
-        return Prediction(maps.max(axis=(1, 2)), maps)
-
-    score, blended = score_tiles(source, Tiling(tile_hw=(128, 128)), (128, 128), predict)
-    assert score == 200
+    highest, blended = score_tiles(source, Tiling(tile_hw=(128, 128)), (128, 128), brightness)
+    assert highest == 200
     assert blended.shape == (62, 88)
 
 
 def test_a_tile_without_a_number_makes_the_image_one_without() -> None:
     calls = iter([1.0, np.nan, 2.0, 3.0])
 
-    def predict(batch: np.ndarray) -> Prediction:
-        return Prediction(np.array([next(calls)], np.float32), np.zeros((1, 64, 64), np.float32))
+    def score(tile: np.ndarray) -> tuple[float, np.ndarray]:
+        return next(calls), np.zeros((64, 64), np.float32)
 
-    source = np.zeros((100, 100, 3), np.uint8)
-    score, _ = score_tiles(source, Tiling(tile_hw=(64, 64)), (64, 64), predict, batch_size=1)
-    assert np.isnan(score)
+    highest, _ = score_tiles(np.zeros((100, 100, 3), np.uint8), Tiling(tile_hw=(64, 64)), (64, 64), score)
+    assert np.isnan(highest)
 
 
 def test_a_tile_is_the_source_itself_at_the_network_s_scale() -> None:
@@ -188,14 +177,25 @@ def test_a_tile_is_the_source_itself_at_the_network_s_scale() -> None:
 def test_an_image_smaller_than_a_tile_is_one_tile() -> None:
     seen = []
 
-    def predict(batch: np.ndarray) -> Prediction:
-        seen.append(batch)
-        return Prediction(np.ones(len(batch), np.float32), np.ones((len(batch), 64, 64), np.float32))
+    def score(tile: np.ndarray) -> tuple[float, np.ndarray]:
+        seen.append(tile)
+        return brightness(tile)
 
-    _, blended = score_tiles(np.full((30, 40, 3), 7, np.uint8), Tiling(tile_hw=(320, 320)), (64, 64), predict)
-    assert [b.shape for b in seen] == [(1, 64, 64, 3)]
-    assert (seen[0] == 7).all()
-    np.testing.assert_allclose(blended, np.ones((8, 8)))
+    _, blended = score_tiles(np.full((30, 40, 3), 7, np.uint8), Tiling(tile_hw=(320, 320)), (64, 64), score)
+    assert [tile.shape for tile in seen] == [(64, 64, 3)]
+    np.testing.assert_allclose(blended, np.full((8, 8), 7))
+
+
+def test_threads_change_nothing_and_a_failing_tile_is_heard_of() -> None:
+    source = np.random.default_rng(2).integers(0, 256, (900, 1300, 3), np.uint8)
+    tiling = Tiling(tile_hw=(128, 128))
+    with ThreadPoolExecutor(3) as pool:
+        alone = score_tiles(source, tiling, (128, 128), brightness)
+        pooled = score_tiles(source, tiling, (128, 128), brightness, pool)
+        assert alone[0] == pooled[0]
+        np.testing.assert_array_equal(alone[1], pooled[1])
+        with pytest.raises(ZeroDivisionError):
+            score_tiles(source, tiling, (128, 128), lambda tile: (1 / 0, tile), pool)
 
 
 def test_tiles_of_a_longer_side_have_the_aspect_of_the_input() -> None:
