@@ -15,6 +15,7 @@ from inspectad.detector import OnnxDetector
 from inspectad.errors import InspectadError, OutputError, UsageError
 from inspectad.image_files import RESULTS_MARKER, ImageFile, expand_arguments, read_path_list
 from inspectad.judge import Judge, heatmap_path, map_path
+from inspectad.network import Network, share
 from inspectad.pipeline import Prepared, inspect_files
 from inspectad.records import Inspection
 from inspectad.results import CSV_HEADER, FORMATS, Done, RowWriter, format_row, read_done, significant
@@ -27,17 +28,19 @@ class ScanConfig:
     Attributes:
         images: folders, files, glob patterns; ``-`` for a list of paths on standard input.
         null: that list is separated by zero bytes instead of newlines.
+        heatmaps: ``all``, or ``ng`` for those of NG images alone.
         threshold: replaces the calibrated one; the map threshold is scaled with it.
-        workers: threads that decode and draw; 0 for one a core, at most 8.
+        batch_size: images a run of the network; 0 chooses, see `inspectad.network.share`.
+        workers: images that are worked on at a time; 0 chooses.
     """
 
     images: tuple[str, ...]
     output: Path = Path("results")
     format: str = "csv"
-    heatmaps: bool = False
+    heatmaps: str = ""
     maps: bool = False
     threshold: float | None = None
-    batch_size: int = 4
+    batch_size: int = 0
     workers: int = 0
     resume: bool = False
     null: bool = False
@@ -71,6 +74,7 @@ class ScanSummary:
 def scan(
     config: ScanConfig,
     detector: OnnxDetector,
+    network: Network | None = None,
     *,
     on_total: Callable[[int], None] = lambda _: None,
     on_row: Callable[[Inspection], None] = lambda _: None,
@@ -79,6 +83,7 @@ def scan(
     """Inspect all images, write a row for each, and count.
 
     Args:
+        network: what runs the detector for many workers; made of it if absent.
         on_total: told how many images there are, when that is known beforehand.
         on_row: told each row once it is on disk.
         stream: gets the same rows (standard output, when it is a pipe).
@@ -88,24 +93,18 @@ def scan(
     """
     started = time.perf_counter()
     kind = config.format
-    judge = Judge(detector, config.output, config.threshold, maps=config.maps)
+    judge = Judge(detector, config.output, config.threshold, heatmaps=config.heatmaps, maps=config.maps)
     done = _already_done(config, detector, judge.threshold)
     summary = ScanSummary(earlier=Counter(done.verdicts))
     files = _images_to_scan(config, on_total, done)
     if not config.resume:
         write_atomically(config.output / RESULTS_MARKER, b"")
         _clear(config)  # not before the images were found: a misspelt name must not cost the last results
-    with RowWriter(_rows_path(config, kind), kind, done.whole_bytes) as writer:
+    with RowWriter(_rows_path(config, kind), kind, done.whole_bytes) as writer, contextlib.ExitStack() as stack:
         if stream is not None and kind == "csv":
             _send(stream, CSV_HEADER)
-        rows = inspect_files(
-            files,
-            detector,
-            judge.finish,
-            keep_source=config.heatmaps,
-            batch_size=config.batch_size,
-            workers=config.workers,
-        )
+        network = stack.enter_context(contextlib.closing(network or share([detector], config.batch_size)))
+        rows = inspect_files(files, detector.manifest, network, judge.finish, workers=config.workers)
         for prepared, row in rows:
             record = format_row(row, kind)
             writer.write(record)
@@ -182,7 +181,7 @@ def _rows_path(config: ScanConfig, kind: str) -> Path:
 
 def _note_aspect(summary: ScanSummary, detector: OnnxDetector, prepared: Prepared) -> None:
     low, high = detector.manifest.aspect_range
-    if prepared.pixels is not None:
+    if prepared.source_hw[0]:
         aspect = prepared.source_hw[1] / prepared.source_hw[0]
         if not low / 1.1 <= aspect <= high * 1.1 and len(summary.odd_aspect) < 1000:
             summary.odd_aspect.append(prepared.file.name)
