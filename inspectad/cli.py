@@ -24,6 +24,7 @@ from inspectad.errors import InspectadError, MissingDependencyError, UsageError
 
 if TYPE_CHECKING:
     from inspectad.detector import OnnxDetector
+    from inspectad.network import Network
 
 app = typer.Typer(
     help="Find defects on a production line from a handful of good images.",
@@ -64,13 +65,11 @@ class TrainDevice(StrEnum):
     cuda = "cuda"
 
 
-class ScanDevice(StrEnum):
-    """Where inference runs."""
+class Heatmaps(StrEnum):
+    """Of which images heatmaps are written."""
 
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
-    tensorrt = "tensorrt"
+    all = "all"
+    ng = "ng"
 
 
 class RowFormat(StrEnum):
@@ -89,7 +88,12 @@ class Precision(StrEnum):
 
 
 ModelOption = Annotated[Path, typer.Option("-m", "--model", help="Model folder, or a single .onnx file.")]
-DeviceOption = Annotated[ScanDevice, typer.Option(help="auto takes CUDA where it works, else the CPU.")]
+DeviceOption = Annotated[
+    str,
+    typer.Option(
+        help="auto takes CUDA where it works, else the CPU; cpu, cuda, tensorrt; several GPUs as cuda:0,cuda:1."
+    ),
+]
 
 
 class _Stop:
@@ -207,22 +211,46 @@ def train(
     console.report_training(report)
 
 
-@app.command()
+class _ScanCommand(typer.core.TyperCommand):
+    """``--heatmaps`` may stand without a word behind it: then it means ``all``."""
+
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]  # typer has its own click
+        filled = []
+        for i, word in enumerate(args):
+            filled.append(word)
+            if word == "--heatmaps" and args[i + 1 : i + 2] not in (["all"], ["ng"]) and "--" not in args[:i]:
+                filled.append("all")
+        return super().parse_args(ctx, filled)
+
+
+@app.command(cls=_ScanCommand)
 @_reporting
 def scan(
     images: Annotated[list[str], typer.Argument(help="Folders (recursive), files, patterns, or - for paths on stdin.")],
     model: ModelOption = Path("model"),
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the results.")] = Path("results"),
     format_: Annotated[RowFormat, typer.Option("--format", help="Format of the rows.")] = RowFormat.csv,
-    heatmaps: Annotated[bool, typer.Option("--heatmaps", help="Write an overlay for each image.")] = False,
+    heatmaps: Annotated[
+        Heatmaps | None,
+        typer.Option("--heatmaps", help="Write an overlay for each image (all, also without a word), or for NG ones."),
+    ] = None,
     maps: Annotated[bool, typer.Option("--maps", help="Write the raw anomaly maps (32-bit float TIFF).")] = False,
     threshold: Annotated[float | None, typer.Option(help="Replace the calibrated threshold.")] = None,
+    tile: Annotated[
+        str | None,
+        typer.Option(
+            metavar="auto|PX",
+            help="Cut images into tiles of so many source pixels; auto: as in training, also if absent.",
+        ),
+    ] = None,
     fail_on_defect: Annotated[bool, typer.Option("--fail-on-defect", help="Exit with 3 when an image is NG.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on after an interruption.")] = False,
     null: Annotated[bool, typer.Option("-0", "--null", help="Paths on stdin end in zero bytes.")] = False,
-    device: DeviceOption = ScanDevice.auto,
-    batch_size: Annotated[int, typer.Option(min=1, max=1024, help="Images a run of the network.")] = 4,
-    workers: Annotated[int, typer.Option(min=0, max=64, help="Decoding threads; 0 chooses.")] = 0,
+    device: DeviceOption = "auto",
+    batch_size: Annotated[
+        int, typer.Option(min=0, max=1024, help="Images a run of the network; 0 chooses: 1 on a CPU.")
+    ] = 0,
+    workers: Annotated[int, typer.Option(min=0, max=256, help="Images worked on at a time; 0 chooses.")] = 0,
 ) -> None:
     """Judge images: a row each in OUTPUT/results.csv, and the same rows on stdout when it is a pipe.
 
@@ -241,18 +269,19 @@ def scan(
         images=tuple(images),
         output=output,
         format=format_.value,
-        heatmaps=heatmaps,
+        heatmaps=heatmaps.value if heatmaps else "",
         maps=maps,
         threshold=threshold,
+        tile=tile,
         batch_size=batch_size,
         workers=workers,
         resume=resume,
         null=null,
     )
-    detector = _load(model, device)
+    detector, network = _open(model, device, batch_size, is_stream=images == ["-"])
     stream = sys.stdout.buffer if console.stdout_is_data() else None
     with console.scan_progress() as progress:
-        summary = run(config, detector, on_total=progress.total, on_row=progress.row, stream=stream)
+        summary = run(config, detector, network, on_total=progress.total, on_row=progress.row, stream=stream)
     console.report_scan(summary, config)
     if fail_on_defect and summary.all_verdicts["NG"]:
         raise typer.Exit(3)
@@ -260,17 +289,19 @@ def scan(
         raise typer.Exit(4)
 
 
-def _load(model: Path, device: ScanDevice) -> "OnnxDetector":
+def _open(
+    model: Path, devices: str, batch_size: int = 0, *, is_stream: bool = False
+) -> tuple["OnnxDetector", "Network"]:
     """The model, with one line when it does not run where one might think."""
     try:
-        from inspectad.detector import OnnxDetector
+        from inspectad.network import open_network
     except (ImportError, OSError) as error:
         raise MissingDependencyError(f"onnxruntime does not load ({error}); 'inspectad doctor' says more") from error
 
-    detector = OnnxDetector.load(model, device.value)
+    detector, network = open_network(model, devices, batch_size, is_stream=is_stream)
     if detector.provider.reason:
         console.err.print(escape(detector.provider.reason))
-    return detector
+    return detector, network
 
 
 @app.command()
@@ -336,7 +367,7 @@ def evaluate(
     model: ModelOption = Path("model"),
     masks: Annotated[Path | None, typer.Option(help="Folder of defect masks, for pixel figures.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
-    device: DeviceOption = ScanDevice.auto,
+    device: DeviceOption = "auto",
 ) -> None:
     """Measure a model on labelled images.
 
@@ -345,7 +376,7 @@ def evaluate(
     from inspectad.evaluate import EvaluateConfig
     from inspectad.evaluate import evaluate as run
 
-    detector = _load(model, device)
+    detector, _ = _open(model, device)
     with console.step_progress() as progress:
         result = run(EvaluateConfig(good=good, defects=defects, masks=masks), detector, progress.step)
     console.warn([f"{path}: left out, {reason}" for path, reason in result.unreadable])

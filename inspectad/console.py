@@ -286,6 +286,13 @@ def report_scan(summary: ScanSummary, config: ScanConfig) -> None:
         name = summary.odd_aspect[0]
         text = f"{most}{len(summary.odd_aspect)} images have another aspect ratio than the training images"
         warn([f"{text}, so they were distorted; the first is {name}"])
+    if summary.other_tiles:
+        warn(
+            [
+                "a score is the highest of all tiles here, but the threshold was not calibrated for them: expect more "
+                "false rejects; train with --tile, or set a --threshold by good images"
+            ]
+        )
     speed = summary.images / summary.seconds if summary.seconds else 0.0
     err.print(
         f"{summary.images} images in {summary.seconds:.1f} s ({speed:.1f} images/s): "

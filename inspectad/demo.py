@@ -95,7 +95,7 @@ def run_demo(output: Path, step: Step) -> DemoResult:
     report = train(config, step)
     rows: list[Inspection] = []
     images = (str(folders.line_images),)
-    scan_config = ScanConfig(images=images, output=output / "results", heatmaps=True)
+    scan_config = ScanConfig(images=images, output=output / "results", heatmaps="all")
     step("scanning the line", 0, 1)
-    scan(scan_config, OnnxDetector.load(output / "model"), on_row=rows.append)
+    scan(scan_config, OnnxDetector.load(output / "model", threads=1), on_row=rows.append)
     return DemoResult(folders, report, tuple(rows), output)

@@ -1,8 +1,12 @@
 """Run a model with ONNX Runtime. The only importer of onnxruntime, and all that a line PC needs."""
 
+import contextlib
 import ctypes
 import hashlib
+import os
+import re
 import sys
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +23,7 @@ from inspectad.records import ByteArray, FloatArray, Prediction, Verdict
 from inspectad.tiles import score_tiles
 
 DEVICES: Final = ("auto", "cpu", "cuda", "tensorrt")
+_DEVICE: Final = re.compile(r"(cuda|tensorrt):(\d{1,3})")
 _PROVIDERS: Final = {
     "cpu": "CPUExecutionProvider",
     "cuda": "CUDAExecutionProvider",
@@ -32,11 +37,24 @@ class Provider:
 
     Attributes:
         device: ``cpu``, ``cuda`` or ``tensorrt``.
+        index: which GPU.
         reason: one line: why this one, when another was asked for or could have been hoped for; else empty.
     """
 
     device: str
     reason: str = ""
+    index: int = 0
+
+
+def parse_devices(text: str) -> list[str]:
+    """``auto``, ``cpu``, ``cuda``, ``cuda:1``, or several GPUs as ``cuda:0,cuda:1``. Raises: UsageError."""
+    names = [name.strip() for name in text.split(",")]
+    wrong = [n for n in names if n not in DEVICES and not _DEVICE.fullmatch(n)]
+    if wrong or (len(names) > 1 and not all(_DEVICE.fullmatch(n) for n in names)) or len(set(names)) < len(names):
+        raise UsageError(
+            f"no device named {text!r}; there are: {', '.join(DEVICES)}, one GPU as cuda:1, several as cuda:0,cuda:1"
+        )
+    return names
 
 
 class OnnxDetector:
@@ -44,6 +62,8 @@ class OnnxDetector:
 
     def __init__(self, session: ort.InferenceSession, manifest: Manifest, digest: str, provider: Provider) -> None:
         self._session = session
+        self._bound: dict[int, _Bound] = {}
+        self._binding = threading.Lock()
         self.manifest = manifest
         self.digest = digest
         self.provider = provider
@@ -53,14 +73,14 @@ class OnnxDetector:
         """Load a model folder or a single ``.onnx`` file.
 
         Args:
-            device: ``auto`` (CUDA where it works, else CPU), ``cpu``, ``cuda`` or ``tensorrt``.
-            threads: CPU threads for inference; 0 for all cores.
+            device: ``auto`` (CUDA where it works, else CPU), ``cpu``, ``cuda`` or ``tensorrt``, and ``cuda:1`` and
+                the like for another GPU than the first.
+            threads: CPU threads for each call; 0 for all cores. Many threads that call are best served by 1.
         Raises:
             ModelFileError: missing, damaged, foreign, or too new.
             UsageError: no such device name.
         """
-        if device not in DEVICES:
-            raise UsageError(f"no device named {device!r}; there are: {', '.join(DEVICES)}")
+        (device,) = parse_devices(device)[:1]
         path = onnx_path(Path(model))
         data = read_model_bytes(path)
         session, provider = create_session(data, device, threads, path)
@@ -112,8 +132,7 @@ class OnnxDetector:
         Raises: InspectadError when the runtime fails, as it does when memory is short.
         """
         try:
-            scores, maps = self._session.run(["score", "anomaly_map"], {"image": batch})
-            return Prediction(scores, maps)
+            return Prediction(*self._run(batch))
         except Exception as error:  # onnxruntime raises its own classes, which share no public base
             raise InspectadError(
                 f"the network failed on a batch of {len(batch)} images ({_first_line(error)}); "
@@ -123,10 +142,49 @@ class OnnxDetector:
     def _score(self, pixels: ByteArray) -> tuple[float, FloatArray]:
         return self.predict_resized(pixels[np.newaxis]).only
 
+    def _run(self, batch: ByteArray) -> tuple[FloatArray, FloatArray]:
+        if self.provider.device == "cpu":
+            scores, maps = self._session.run(["score", "anomaly_map"], {"image": batch})
+            return scores, maps
+        with self._binding:  # one after the other: they share the buffers
+            if len(batch) not in self._bound:
+                self._bound[len(batch)] = _Bound(self._session, self.provider, batch.shape)
+            return self._bound[len(batch)].run(batch)
+
     def verdicts(self, prediction: Prediction, threshold: float | None = None) -> list[Verdict]:
         """OK or NG for each image of a prediction, by the calibrated threshold or by another."""
         calibration = self.manifest.calibration
         return [calibration.verdict(float(s), threshold) for s in prediction.image_scores]
+
+
+class _Bound:
+    """Inputs and outputs of a session at fixed places of its device, for one shape.
+
+    Nothing is allocated for a run, and a CUDA graph, which is recorded for a shape and its places, can be replayed.
+    """
+
+    def __init__(self, session: ort.InferenceSession, provider: Provider, shape: tuple[int, ...]) -> None:
+        """Args: shape of the images (B, H, W, 3)."""
+        device = "cpu" if provider.device == "cpu" else "cuda"
+        self._session = session
+        self._images = ort.OrtValue.ortvalue_from_shape_and_type(shape, np.uint8, device, provider.index)
+        self._outputs = [
+            ort.OrtValue.ortvalue_from_shape_and_type(size, np.float32, device, provider.index)
+            for size in (shape[:1], shape[:3])
+        ]
+        self._binding = session.io_binding()
+        self._binding.bind_ortvalue_input("image", self._images)
+        for name, value in zip(("score", "anomaly_map"), self._outputs, strict=True):
+            self._binding.bind_ortvalue_output(name, value)
+        self._options = ort.RunOptions()
+        self._options.add_run_config_entry("gpu_graph_id", str(shape[0]))
+
+    def run(self, images: ByteArray) -> tuple[FloatArray, FloatArray]:
+        """Args: images of the shape. Returns: scores (B,), maps (B, H, W)."""
+        self._images.update_inplace(np.ascontiguousarray(images))
+        self._session.run_with_iobinding(self._binding, self._options)
+        scores, maps = (np.array(value.numpy()) for value in self._outputs)  # copies: the places are used again
+        return scores, maps
 
 
 def create_session(
@@ -141,10 +199,11 @@ def create_session(
     options.intra_op_num_threads = threads
     # Waiting threads that spin take the cores from those that decode and draw: 50 against 64 images/s on two cores.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    device, _, index = device.partition(":")
     wanted, reason = _usable_devices(device)
     for name in wanted:
         try:
-            session = ort.InferenceSession(data, options, _provider_options(name), enable_fallback=0)
+            session = _start(data, options, name, int(index or 0))
         except Exception as error:  # onnxruntime raises its own classes, which share no public base
             if name != "cpu":
                 reason = f"{name} did not start ({_first_line(error)})"
@@ -154,7 +213,7 @@ def create_session(
                 "copy it again or train again"
             ) from error
         if name == "cpu" or session.get_providers()[0] == _PROVIDERS[name]:
-            return session, Provider(name, reason and f"running on {name}: {reason}")
+            return session, Provider(name, reason and f"running on {name}: {reason}", int(index or 0))
         reason = f"onnxruntime could not start {name}; 'inspectad doctor' says what is missing"
     raise AssertionError("the CPU provider is always tried last")
 
@@ -194,10 +253,42 @@ def try_provider(device: str) -> str:
     return "" if provider.device == device else provider.reason
 
 
-def _provider_options(device: str) -> list[Any]:
-    cuda = (_PROVIDERS["cuda"], {"cudnn_conv_algo_search": "HEURISTIC"})
+def _start(data: bytes, options: ort.SessionOptions, device: str, index: int) -> ort.InferenceSession:
+    """A session; on a GPU with a CUDA graph where the runtime can record and replay this network, else without."""
+    if device == "cuda":
+        with contextlib.suppress(Exception):  # a node that is not for the GPU, say
+            providers = _provider_options(device, index, graphs=True)
+            session = ort.InferenceSession(data, options, providers, enable_fallback=0)
+            for image in session.get_inputs()[:1]:
+                bound = _Bound(session, Provider(device, index=index), (1, *image.shape[1:]))
+                for _ in range(3):  # to warm up, to record, to replay
+                    bound.run(np.zeros((1, *image.shape[1:]), np.uint8))
+            return session
+    return ort.InferenceSession(data, options, _provider_options(device, index, data=data), enable_fallback=0)
+
+
+def _provider_options(device: str, index: int = 0, *, graphs: bool = False, data: bytes = b"") -> list[Any]:
+    """Providers to try, with their options. Args: data: of the model, which a cached engine is named after."""
+    cuda = (
+        _PROVIDERS["cuda"],
+        {
+            "device_id": str(index),
+            "cudnn_conv_algo_search": "HEURISTIC",
+            "enable_cuda_graph": str(int(graphs)),
+        },
+    )
     if device == "tensorrt":
-        return [_PROVIDERS["tensorrt"], cuda, _PROVIDERS["cpu"]]
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "inspectad", "tensorrt")
+        engines = str(cache / hashlib.sha256(data).hexdigest()[:16])  # building one takes minutes
+        tensorrt = {
+            "device_id": str(index),
+            "trt_fp16_enable": str(b"_fp16" in data),  # what `export` calls the weights of such a model
+            "trt_engine_cache_enable": "True",
+            "trt_engine_cache_path": engines,
+            "trt_timing_cache_enable": "True",
+            "trt_timing_cache_path": engines,
+        }
+        return [(_PROVIDERS["tensorrt"], tensorrt), cuda, _PROVIDERS["cpu"]]
     return [cuda, _PROVIDERS["cpu"]] if device == "cuda" else [_PROVIDERS["cpu"]]
 
 

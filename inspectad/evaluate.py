@@ -1,5 +1,6 @@
 """``inspectad evaluate``: what a model is worth on labelled images."""
 
+import contextlib
 import hashlib
 import json
 import math
@@ -17,11 +18,11 @@ from inspectad.image_files import ImageFile, find_images
 from inspectad.images import read_file
 from inspectad.masks import mask_path, read_mask
 from inspectad.metrics import PixelCounts, Rate, auroc, average_precision, best_f1, f1
+from inspectad.network import share
 from inspectad.pipeline import Prepared
 from inspectad.progress import Step, silent
 from inspectad.records import FloatArray, Inspection, Verdict
 
-_BATCH_SIZE = 4  # as in a scan
 _NO_MAP = np.zeros((0, 0), np.float32)
 
 
@@ -186,11 +187,11 @@ def _score(
         found[name] = _Scored(prepared.file, scored.score, anomaly_map, prepared.source_hw)
         return Inspection(image=name, verdict=detector.manifest.calibration.verdict(scored.score), score=scored.score)
 
-    rows = pipeline.inspect_files(iter(files), detector, keep, keep_source=False, batch_size=_BATCH_SIZE, workers=0)
-    for done, (prepared, row) in enumerate(rows):
-        say(what, done, len(files))
-        if row.verdict is Verdict.UNREADABLE:
-            unreadable.append((str(prepared.file.path), row.error))
+    with contextlib.closing(share([detector])) as network:
+        for done, (prepared, row) in enumerate(pipeline.inspect_files(iter(files), detector.manifest, network, keep)):
+            say(what, done, len(files))
+            if row.verdict is Verdict.UNREADABLE:
+                unreadable.append((str(prepared.file.path), row.error))
     return [found[file.name] for file in files if file.name in found]
 
 

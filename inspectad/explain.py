@@ -8,8 +8,9 @@ from inspectad.atomic import write_atomically
 from inspectad.errors import InspectadError, UnreadableImageError, UsageError
 from inspectad.image_files import RESULTS_MARKER, expand_arguments
 from inspectad.images import read_image, resize, to_8_bit
-from inspectad.judge import encode_png, explanation_path
+from inspectad.judge import explanation_path
 from inspectad.methods import METHODS
+from inspectad.png import encode_png
 from inspectad.progress import Step, silent
 from inspectad.restore import read_manifest, restore
 from inspectad.train_config import torch_device

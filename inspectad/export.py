@@ -1,8 +1,6 @@
 """``inspectad export``: the trained network as one ONNX file of the wanted precision, with its difference measured."""
 
 import dataclasses
-import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -12,32 +10,26 @@ import numpy as np
 from inspectad.atomic import write_together
 from inspectad.errors import UsageError
 from inspectad.held_out import turned_copies
+from inspectad.int8 import to_int8
 from inspectad.manifest import Manifest, Parity
 from inspectad.model_file import append_manifest
 from inspectad.onnx_graph import (
     FP32_LIMIT,
+    TRUNK_OPS,
     compare,
     export_graph,
     has_ties,
     predict_with_graph,
     predict_with_module,
     require_parity,
+    trunk_nodes,
 )
-from inspectad.records import ByteArray
 from inspectad.restore import read_manifest, restore
 
 PRECISIONS: Final = ("fp32", "fp16", "int8")
 _LIMITS: Final = {"fp32": FP32_LIMIT, "fp16": 0.05, "int8": 0.5}
 """Largest score or map difference allowed, see `inspectad.onnx_graph.compare`. For fp16 and int8 a bound on what is
 plausible, not a promise: the measured difference and the changed verdicts are what is reported and stored."""
-_FLOAT_CONVOLUTIONS: Final = 7
-"""The trunk's first convolutions stay in float for int8: few weights, wide ranges. Measured on pill (16 good): with
-all convolutions in int8 image AUROC falls from .944 to .565; without the depthwise ones it is .945, but 1.8 % of the
-verdicts change; without the first seven as well, 0.6 to 1.2 %, and on bottle 0 to 1.2 % (three draws each)."""
-
-_TRUNK_OPS: Final = frozenset(
-    {"Cast", "Transpose", "Sub", "Div", "Mul", "Add", "Pad", "Conv", "Clip", "Relu", "MaxPool", "BatchNormalization"}
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,7 +97,7 @@ def to_fp16(graph: bytes) -> bytes:
     from onnx import TensorProto, helper, numpy_helper
 
     model = onnx.load_from_string(graph)
-    trunk = trunk_nodes(model, _TRUNK_OPS | {"Slice"})  # devnet's second, smaller image shares the weights
+    trunk = trunk_nodes(model, TRUNK_OPS | {"Slice"})  # devnet's second, smaller image shares the weights
     inside = [n for n in model.graph.node if n.name in trunk]
     outside = [n for n in model.graph.node if n.name not in trunk]
     weights = {i.name: i for i in model.graph.initializer if i.data_type == TensorProto.FLOAT}
@@ -130,57 +122,3 @@ def to_fp16(graph: bytes) -> bytes:
     model.graph.initializer.extend(kept)
     onnx.checker.check_model(model)
     return bytes(model.SerializeToString(deterministic=True))
-
-
-def to_int8(graph: bytes, samples: list[ByteArray]) -> bytes:
-    """Static 8-bit quantisation, per channel, ranges from the model's training images, by onnxruntime's quantiser."""
-    import onnx
-    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    with tempfile.TemporaryDirectory() as folder:
-        source, prepared, target = (str(Path(folder, name)) for name in ("fp32.onnx", "prepared.onnx", "int8.onnx"))
-        Path(source).write_bytes(graph)
-        quant_pre_process(source, prepared, skip_symbolic_shape=True)
-        model = onnx.load(prepared)
-        quantize_static(
-            prepared,
-            target,
-            _Samples(samples),
-            quant_format=QuantFormat.QDQ,
-            nodes_to_quantize=_quantisable(model),
-            per_channel=True,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            calibrate_method=CalibrationMethod.MinMax,
-        )
-        return Path(target).read_bytes()
-
-
-def _quantisable(model: "onnx.ModelProto") -> list[str]:  # type: ignore[name-defined]  # noqa: F821
-    """Names of the trunk's full (not depthwise) convolutions behind the first few: most of the arithmetic."""
-    trunk = trunk_nodes(model)
-    weights = {i.name: i.dims for i in model.graph.initializer}
-    convolutions = [n for n in model.graph.node if n.op_type == "Conv" and n.name in trunk]
-    return [n.name for n in convolutions[_FLOAT_CONVOLUTIONS:] if weights[n.input[1]][1] > 1]
-
-
-class _Samples:
-    """Feeds the sample images to onnxruntime's calibrator, one at a time."""
-
-    def __init__(self, images: list[ByteArray]) -> None:
-        self._batches: Iterator[dict[str, ByteArray]] = iter([{"image": image[np.newaxis]} for image in images])
-
-    def get_next(self) -> dict[str, ByteArray] | None:
-        return next(self._batches, None)
-
-
-def trunk_nodes(model: "onnx.ModelProto", ops: frozenset[str] = _TRUNK_OPS) -> set[str]:  # type: ignore[name-defined]  # noqa: F821
-    """Names of the nodes of the convolutional trunk: those reached from the image through these operations alone."""
-    constants = {i.name for i in model.graph.initializer}
-    known, names = {"image", ""}, set()
-    for node in model.graph.node:
-        if node.op_type in ops and all(name in known or name in constants for name in node.input):
-            known.update(node.output)
-            names.add(node.name)
-    return names

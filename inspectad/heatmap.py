@@ -13,7 +13,7 @@ MAX_BOXES: Final = 20  # a row stays readable; area_px counts all regions
 _FULL_COLOUR = 2.0  # map value, as a multiple of the threshold, at which the colour scale ends
 _CALM = 0.85  # below this share of the level nothing is coloured, so a good image looks like itself
 _OPACITY = 0.55
-_BAND_PX = 2**22  # source pixels that are coloured at a time
+_BLOCK = 40  # map pixels
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,27 +110,38 @@ def render_relevance(image: ByteArray, relevance: FloatArray) -> ByteArray:
 
 
 def _blend(overlay: ByteArray, anomaly_map: FloatArray, level: float) -> None:
-    """Lay the colours over the image, in place and only where there are any: most of most images is calm."""
-    map_h, map_w = anomaly_map.shape
-    left, top, width, height = cv2.boundingRect((anomaly_map > _CALM * level).astype(np.uint8))
-    if not width:
+    """Lay the colours over the image, in place and block by block, where there are any: most of most images is calm."""
+    coloured = anomaly_map > _CALM * level
+    if not coloured.any():
         return
-    # One map pixel more on each side, since the enlarged map fades into its neighbours.
-    left, right = max(left - 1, 0), min(left + width + 1, map_w)
-    top, bottom = max(top - 1, 0), min(top + height + 1, map_h)
+    map_h, map_w = anomaly_map.shape
+    for top in range(0, map_h, _BLOCK):
+        for left in range(0, map_w, _BLOCK):
+            right, bottom = min(left + _BLOCK, map_w), min(top + _BLOCK, map_h)
+            # One map pixel more on each side, since the enlarged map fades into its neighbours.
+            if coloured[max(top - 1, 0) : bottom + 1, max(left - 1, 0) : right + 1].any():
+                _blend_block(overlay, anomaly_map, level, (left, top, right, bottom))
+
+
+def _blend_block(overlay: ByteArray, anomaly_map: FloatArray, level: float, block: tuple[int, int, int, int]) -> None:
+    left, top, right, bottom = block
+    map_h, map_w = anomaly_map.shape
     x0, x1 = round(left * overlay.shape[1] / map_w), round(right * overlay.shape[1] / map_w)
     y0, y1 = round(top * overlay.shape[0] / map_h), round(bottom * overlay.shape[0] / map_h)
     if x1 == x0 or y1 == y0:
         return
-    colours = _colourise(anomaly_map[top:bottom, left:right], level)
-    rows = max(1, _BAND_PX // (x1 - x0))  # a few at a time: each pixel takes 20 bytes here
-    for y in range(y0, y1, rows):
-        band = (x0, y, x1, min(y + rows, y1))
-        enlarged = _enlarge(colours, (left, top), anomaly_map.shape, overlay.shape, band)
-        weight = enlarged[..., 3].astype(np.float32) * np.float32(1 / 255)
-        patch = np.ascontiguousarray(overlay[y : band[3], x0:x1])
-        colour = np.ascontiguousarray(enlarged[..., :3])
-        overlay[y : band[3], x0:x1] = cv2.blendLinear(colour, patch, weight, 1 - weight)
+    left, top = max(left - 2, 0), max(top - 2, 0)
+    colours = _enlarge(
+        _colourise(anomaly_map[top : bottom + 2, left : right + 2], level),
+        (left, top),
+        anomaly_map.shape,
+        overlay.shape,
+        (x0, y0, x1, y1),
+    )
+    weight = colours[..., 3].astype(np.float32) * np.float32(1 / 255)
+    patch = np.ascontiguousarray(overlay[y0:y1, x0:x1])
+    colour = np.ascontiguousarray(colours[..., :3])
+    overlay[y0:y1, x0:x1] = cv2.blendLinear(colour, patch, weight, 1 - weight)
 
 
 def _enlarge(

@@ -3,6 +3,7 @@
 import logging
 import warnings
 from collections.abc import Sequence
+from typing import Final
 
 import numpy as np
 import torch
@@ -20,6 +21,11 @@ TIE_LIMIT = 5e-3
 decides which it is: one patch in some thousands, whose direction, unlike its distance, is then another one."""
 _TIE_SHARE = 0.02  # of the places of a map that such ties may touch, or two of them, each of which
 _TIE_PIXELS = 24 * 24  # reaches so far
+
+TRUNK_OPS: Final = frozenset(
+    {"Cast", "Transpose", "Sub", "Div", "Mul", "Add", "Pad", "Conv", "Clip", "Relu", "MaxPool", "BatchNormalization"}
+)
+"""What the convolutional trunk consists of, see `trunk_nodes`."""
 
 
 def export_graph(module: nn.Module, input_size_hw: tuple[int, int]) -> bytes:
@@ -135,3 +141,14 @@ def require_parity(parity: Parity) -> None:
             f"{parity.images} training images (limit {parity.limit:g}); no model was written. "
             "This is a defect of inspectad or of a library: please report it with the output of 'inspectad doctor'"
         )
+
+
+def trunk_nodes(model: "onnx.ModelProto", ops: frozenset[str] = TRUNK_OPS) -> set[str]:  # type: ignore[name-defined]  # noqa: F821
+    """Names of the nodes of the convolutional trunk: those reached from the image through these operations alone."""
+    constants = {i.name for i in model.graph.initializer}
+    known, names = {"image", ""}, set()
+    for node in model.graph.node:
+        if node.op_type in ops and all(name in known or name in constants for name in node.input):
+            known.update(node.output)
+            names.add(node.name)
+    return names

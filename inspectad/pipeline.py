@@ -1,177 +1,205 @@
-"""The way of images through the workers: read ahead, batch, infer, finish behind; rows in the order of the files.
+"""The way of images through a scan: each in one worker from file to row, many at a time, rows in the files' order.
 
-One image: `_Reader.prepare` (file to pixels at input size, in a worker) -> `OnnxDetector` (in a batch, on the calling
-thread) -> the ``finish`` of the caller (verdict, heatmap, in a worker) -> its row (calling thread).
+One image: `Pipeline._inspect`, all of it in one thread: read and decode, resize, run the network, and the ``finish`` of
+the caller (verdict, pictures). So no image waits for another, no two stages compete for a core that a third one has,
+and the images that are in memory are those that are being worked on. Only where a model sees tiles, those of an image
+are scored by several threads.
 """
 
 import contextlib
-import os
 import queue
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
-import numpy as np
+import cv2
 
-from inspectad.detector import OnnxDetector
+from inspectad.cores import cores
 from inspectad.errors import UnreadableImageError
 from inspectad.image_files import ImageFile
 from inspectad.images import read_image, resize, to_8_bit
 from inspectad.manifest import Manifest
+from inspectad.network import Network
 from inspectad.records import ByteArray, FloatArray, Inspection
+from inspectad.tiles import score_tiles
 
-_IN_FLIGHT_BYTES: Final = 512 * 2**20  # decoded pixels between reader and writer, beyond which reading waits
+_IN_FLIGHT_BYTES: Final = 512 * 2**20  # decoded pixels of all workers, beyond which the next image waits
+_MOST_WORKERS: Final = 32
+_WAITING: Final = 4  # images a worker that may be waiting for it, or for their turn to be a row
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """An image on its way: its pixels at input size, or why there are none."""
+    """An image on its way: its pixels, or why there are none."""
 
     file: ImageFile
-    seconds: float
+    started: float  # time.perf_counter() when reading began
     error: str = ""
-    pixels: ByteArray | None = None  # (H, W, 3) at the model's input size
-    source: ByteArray | None = None  # (H, W, 3) as in the file, only when a heatmap is wanted
+    source: ByteArray | None = None  # (H, W, 3) as in the file; gone when the row is there
     source_hw: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """What the network says of one image.
+    """What the network says of one image: its score, and its anomaly map (H, W).
 
-    Attributes:
-        score: image score.
-        anomaly_map: (H, W) at the model's input size.
-        seconds: the image's share of the batch.
+    The map is at the model's input size, or blended from tiles (`inspectad.tiles.score_tiles`).
     """
 
     score: float
     anomaly_map: FloatArray
-    seconds: float
 
 
 Finish = Callable[["Prepared", Scored | None], Inspection]
-"""From a prepared image and what the network said of it (None: it could not be read) to its row; runs in a worker."""
+"""From a decoded image and what the network said of it (None: it could not be read) to its row; runs in a worker."""
 
-_Ahead = queue.Queue["Future[Prepared] | BaseException | None"]
+_Row = tuple[Prepared, Inspection]
+_Ahead = queue.Queue["Future[_Row] | BaseException | None"]
 
 
 def inspect_files(
-    files: Iterator[ImageFile],
-    detector: OnnxDetector,
-    finish: Finish,
-    *,
-    keep_source: bool,
-    batch_size: int,
-    workers: int,
-) -> Iterator[tuple[Prepared, Inspection]]:
-    """Rows in the order of the files; at any moment a bounded number of images is on its way.
+    files: Iterator[ImageFile], manifest: Manifest, network: Network, finish: Finish, *, workers: int = 0
+) -> Iterator[_Row]:
+    """Rows in the order of the files, each as soon as it and all before it are known.
 
     Args:
-        keep_source: hand the source pixels on to ``finish``.
-        workers: threads; 0 for one a core, at most 8.
+        manifest: of the model that the network is of.
+        workers: threads; 0 for one a core, and those that keep a GPU busy.
     """
-    workers = workers or min(8, os.cpu_count() or 1)
-    ahead: _Ahead = queue.Queue(2 * batch_size + workers)
-    budget = _Budget(_IN_FLIGHT_BYTES)
-    reader = _Reader(detector.manifest, budget, keep_source=keep_source)
+    workers = workers or min(cores(), _MOST_WORKERS) + (network.callers if network.callers > 1 else 0)
+    ahead: _Ahead = queue.Queue(_WAITING * workers)
+    tiles = None if manifest.tiling is None else ThreadPoolExecutor(workers, thread_name_prefix="inspectad-tile")
+    pipeline = Pipeline(manifest, network, finish, tiles)
     pool = ThreadPoolExecutor(workers, thread_name_prefix="inspectad")
-    feeder = threading.Thread(target=reader.feed, args=(files, pool, ahead), daemon=True)
+    feeder = threading.Thread(target=pipeline.feed, args=(files, pool, ahead), daemon=True)
+    threads_before = cv2.getNumThreads()
+    if workers > 1:
+        cv2.setNumThreads(1)  # the workers are the parallelism; OpenCV's own threads would only take turns with them
     feeder.start()
-    waiting: deque[tuple[Prepared, Future[Inspection]]] = deque()
     try:
-        more = True
-        while more:
-            batch, more = _next_batch(ahead, batch_size)
-            for prepared, scored in _infer(batch, detector):
-                waiting.append((prepared, pool.submit(finish, prepared, scored)))
-            # With nothing to read ahead, hand out what is known instead of waiting for the next image.
-            while waiting and (len(waiting) > 2 * batch_size or ahead.empty()):
-                prepared, future = waiting.popleft()
-                row = future.result()
-                budget.release(_held(prepared))
-                yield prepared, row
+        while (item := _take(ahead)) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item.result()
     finally:
-        reader.stop(ahead)
+        pipeline.stop(ahead)
+        if tiles is not None:
+            tiles.shutdown(wait=True, cancel_futures=True)  # an image of many tiles need not be finished
         pool.shutdown(wait=True, cancel_futures=True)
+        cv2.setNumThreads(threads_before)
 
 
-def _next_batch(ahead: _Ahead, size: int) -> tuple[list[Prepared], bool]:
-    """Wait for one image, then take those that are there already, at most ``size``; False when it was the last."""
-    batch: list[Prepared] = []
-    while len(batch) < size and (not batch or not ahead.empty()):
-        item = _take(ahead)
-        if item is None:
-            return batch, False
-        if isinstance(item, BaseException):
-            raise item
-        batch.append(item.result())
-    return batch, True
-
-
-def _take(ahead: _Ahead) -> "Future[Prepared] | BaseException | None":
+def _take(ahead: _Ahead) -> "Future[_Row] | BaseException | None":
     """The next one, waking up now and then: on Windows Ctrl-C does not interrupt an endless wait."""
     while True:
         with contextlib.suppress(queue.Empty):
             return ahead.get(timeout=0.5)
 
 
-def _infer(batch: list[Prepared], detector: OnnxDetector) -> Iterator[tuple[Prepared, Scored | None]]:
-    readable = [p.pixels for p in batch if p.pixels is not None]
-    started = time.perf_counter()
-    prediction = detector.predict_resized(np.stack(readable)) if readable else None
-    share = (time.perf_counter() - started) / max(len(readable), 1)
-    position = 0
-    for prepared in batch:
-        if prediction is None or prepared.pixels is None:
-            yield prepared, None
-        else:
-            yield prepared, Scored(float(prediction.image_scores[position]), prediction.anomaly_maps[position], share)
-            position += 1
+class Pipeline:
+    """Files to rows; see the module's text."""
 
+    def __init__(
+        self, manifest: Manifest, network: Network, finish: Finish, tiles: ThreadPoolExecutor | None = None
+    ) -> None:
+        """Args: tiles: where the tiles of an image are scored, many at a time, if the model sees tiles: there may be
+        few images in memory at a time, and they take long."""
+        self._manifest = manifest
+        self._network = network
+        self._finish = finish
+        self._tiles = tiles
+        self._budget = _Budget(_IN_FLIGHT_BYTES)
+        self._stopped = threading.Event()
 
-def _held(prepared: Prepared) -> int:
-    return sum(a.nbytes for a in (prepared.pixels, prepared.source) if a is not None)
+    def feed(self, files: Iterator[ImageFile], pool: ThreadPoolExecutor, ahead: _Ahead) -> None:
+        """Runs in a thread of its own, since reading paths from a pipe may block for hours."""
+        last: BaseException | None = None
+        try:
+            for file in files:
+                if self._stopped.is_set():
+                    return
+                ahead.put(pool.submit(self._inspect, file))
+        except BaseException as error:
+            last = error
+        if not self._stopped.is_set():
+            ahead.put(last)
+
+    def stop(self, ahead: _Ahead) -> None:
+        """End `feed` and the workers, wherever they wait."""
+        self._stopped.set()
+        self._budget.close()
+        with contextlib.suppress(queue.Empty):
+            while True:
+                ahead.get_nowait()
+
+    def _inspect(self, file: ImageFile) -> _Row:
+        """One image, from its file to its row."""
+        with self._budget.room() as room:
+            prepared = self._decode(file)
+            if prepared.source is None:
+                return prepared, self._finish(prepared, None)
+            room.holds(prepared.source.nbytes)
+            row = self._finish(prepared, self._score(prepared.source))
+            return replace(prepared, source=None), row
+
+    def _decode(self, file: ImageFile) -> Prepared:
+        """Whatever is wrong with the image becomes its error."""
+        started = time.perf_counter()
+        try:
+            source = to_8_bit(read_image(file.path), self._manifest.full_scale)
+        except UnreadableImageError as error:
+            return Prepared(file, started, error=str(error))
+        except MemoryError:
+            return Prepared(file, started, error="too large for the memory of this machine")
+        return Prepared(file, started, source=source, source_hw=(source.shape[0], source.shape[1]))
+
+    def _score(self, source: ByteArray) -> Scored:
+        if (tiling := self._manifest.tiling) is not None:
+            size_hw = self._manifest.input_size_hw
+            return Scored(*score_tiles(source, tiling, size_hw, self._network.score, self._tiles))
+        return Scored(*self._network.score(resize(source, self._manifest.input_size_hw)))
 
 
 class _Budget:
-    """Holds the reader back while the images on their way hold too many pixels; one is always let through.
+    """Holds workers back while the images being worked on hold too many pixels; one is always let through.
 
-    How large an image is shows only when it is decoded, so each reserves what the largest so far took.
+    How large an image is shows only when it is decoded, so each reserves what the largest so far took; the first, which
+    may be as large as any, all there is.
     """
 
     def __init__(self, limit: int) -> None:
-        self._limit, self._used, self._images, self._largest = limit, 0, 0, limit // 8
+        self._limit, self._used, self._images, self._largest = limit, 0, 0, 0
         self._changed = threading.Condition()
         self._closed = False
 
-    def reserve(self) -> int:
-        """Wait for room; returns the bytes reserved."""
+    @contextlib.contextmanager
+    def room(self) -> Iterator["_Room"]:
+        """Wait for room for an image, and keep it while the block runs."""
         with self._changed:
             self._changed.wait_for(
-                lambda: self._closed or not self._images or self._used + self._largest <= self._limit
+                lambda: self._closed or not self._images or self._used + (self._largest or 1) <= self._limit
             )
             self._images += 1
-            self._used += self._largest
-            return self._largest
+            room = _Room(self, self._largest or self._limit)
+            self._used += room.reserved
+        try:
+            yield room
+        finally:
+            with self._changed:
+                self._used -= room.reserved
+                self._images -= 1
+                self._changed.notify_all()
 
-    def correct(self, reserved: int, held: int) -> None:
+    def correct(self, room: "_Room", held: int) -> None:
         """Replace what was reserved for an image by what it holds."""
         with self._changed:
-            self._used += held - reserved
+            self._used += held - room.reserved
             self._largest = max(self._largest, held)
-            self._changed.notify()
-
-    def release(self, held: int) -> None:
-        """The image has its row."""
-        with self._changed:
-            self._used -= held
-            self._images -= 1
-            self._changed.notify()
+            room.reserved = held
+            self._changed.notify_all()
 
     def close(self) -> None:
         """Let everybody through: the scan is over."""
@@ -180,52 +208,12 @@ class _Budget:
             self._changed.notify_all()
 
 
-class _Reader:
-    """From paths to pixels at input size, ahead of the network."""
+class _Room:
+    """What one image reserved, in bytes."""
 
-    def __init__(self, manifest: Manifest, budget: _Budget, *, keep_source: bool) -> None:
-        self._manifest = manifest
-        self._keep_source = keep_source
-        self._budget = budget
-        self._stopped = threading.Event()
+    def __init__(self, budget: _Budget, reserved: int) -> None:
+        self._budget, self.reserved = budget, reserved
 
-    def feed(self, files: Iterator[ImageFile], pool: ThreadPoolExecutor, ahead: _Ahead) -> None:
-        """Runs in a thread of its own, since reading paths from a pipe may block for hours."""
-        last: BaseException | None = None
-        try:
-            for file in files:
-                reserved = self._budget.reserve()
-                if self._stopped.is_set():
-                    return
-                ahead.put(pool.submit(self.prepare, file, reserved))
-        except BaseException as error:
-            last = error
-        if not self._stopped.is_set():
-            ahead.put(last)
-
-    def stop(self, ahead: _Ahead) -> None:
-        """End `feed`, wherever it waits."""
-        self._stopped.set()
-        self._budget.close()
-        with contextlib.suppress(queue.Empty):
-            while True:
-                ahead.get_nowait()
-
-    def prepare(self, file: ImageFile, reserved: int) -> Prepared:
-        """Decode one image and bring it to the input size. Whatever is wrong with it becomes its error."""
-        prepared = self._decode(file)
-        self._budget.correct(reserved, _held(prepared))
-        return prepared
-
-    def _decode(self, file: ImageFile) -> Prepared:
-        started = time.perf_counter()
-        try:
-            source = to_8_bit(read_image(file.path), self._manifest.full_scale)
-        except UnreadableImageError as error:
-            return Prepared(file, time.perf_counter() - started, error=str(error))
-        except MemoryError:
-            return Prepared(file, time.perf_counter() - started, error="too large for the memory of this machine")
-        pixels = resize(source, self._manifest.input_size_hw)
-        kept = source if self._keep_source else None
-        seconds, size_hw = time.perf_counter() - started, (source.shape[0], source.shape[1])
-        return Prepared(file, seconds, pixels=pixels, source=kept, source_hw=size_hw)
+    def holds(self, held: int) -> None:
+        """So much it really holds."""
+        self._budget.correct(self, held)

@@ -222,14 +222,6 @@ def test_the_overlay_lies_where_the_map_is_high() -> None:
     assert not changed[around < 0.8 * LEVEL].any()  # colours fade out within one map pixel
 
 
-def test_colouring_a_few_rows_at_a_time_changes_pixels_by_rounding_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    values = np.random.default_rng(3).uniform(0, 5, (24, 32)).astype(np.float32)
-    whole = overlay(values)
-    for pixels in (1, 1000, 7777):
-        monkeypatch.setattr("inspectad.heatmap._BAND_PX", pixels)
-        np.testing.assert_allclose(overlay(values).astype(int), whole.astype(int), atol=3)
-
-
 def test_contours_run_around_what_is_above_the_level() -> None:
     black = np.zeros((240, 320, 3), np.uint8)
     above = np.zeros((240, 320), bool)

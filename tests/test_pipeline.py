@@ -10,6 +10,7 @@ import pytest
 
 from inspectad.detector import OnnxDetector
 from inspectad.image_files import ImageFile, find_images
+from inspectad.network import share
 from inspectad.pipeline import Prepared, Scored, _Budget, inspect_files
 from inspectad.records import Inspection, Verdict
 
@@ -26,17 +27,17 @@ def test_the_budget_never_lets_more_through_than_its_limit_however_large_images_
     def work() -> None:
         nonlocal held, most
         for _ in range(20):
-            budget.correct(budget.reserve(), size)
-            with lock:
-                held += size
-                most = max(most, held)
-            time.sleep(0.0005)
-            with lock:
-                held -= size
-            budget.release(size)
+            with budget.room() as room:
+                room.holds(size)
+                with lock:
+                    held += size
+                    most = max(most, held)
+                time.sleep(0.0005)
+                with lock:
+                    held -= size
 
-    budget.correct(budget.reserve(), size)  # from the first image on the size is known
-    budget.release(size)
+    with budget.room() as room:  # from the first image on the size is known
+        room.holds(size)
     threads = [threading.Thread(target=work) for _ in range(8)]
     for thread in threads:
         thread.start()
@@ -48,14 +49,18 @@ def test_the_budget_never_lets_more_through_than_its_limit_however_large_images_
 
 def test_an_image_larger_than_the_whole_budget_is_let_through_alone() -> None:
     budget = _Budget(10)
-    budget.correct(budget.reserve(), 10_000)
-    waiting = threading.Thread(target=budget.reserve, daemon=True)
-    waiting.start()
-    waiting.join(0.1)
-    assert waiting.is_alive()
-    budget.release(10_000)
-    waiting.join(5)
-    assert not waiting.is_alive()
+    entered = threading.Event()
+
+    def enter() -> None:
+        with budget.room():
+            entered.set()
+
+    with budget.room() as room:
+        room.holds(10_000)
+        waiting = threading.Thread(target=enter, daemon=True)
+        waiting.start()
+        assert not entered.wait(0.1)
+    assert entered.wait(5)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 16])
@@ -63,7 +68,7 @@ def test_an_image_larger_than_the_whole_budget_is_let_through_alone() -> None:
 def test_rows_come_in_the_order_of_the_files_each_once(trained, batch_size: int, workers: int) -> None:
     detector = OnnxDetector.load(trained.model, "cpu")
     files = find_images(trained.good) * 4
-    rows = inspect_files(iter(files), detector, ok_row, keep_source=False, batch_size=batch_size, workers=workers)
+    rows = inspect_files(iter(files), detector.manifest, share([detector], batch_size), ok_row, workers=workers)
     assert [row.image for _, row in rows] == [f.name for f in files]
 
 
@@ -78,7 +83,7 @@ def test_rows_do_not_wait_for_the_next_path_of_a_slow_stream(trained) -> None:
         yield file
 
     count = 0
-    for _ in inspect_files(stream(), detector, ok_row, keep_source=False, batch_size=8, workers=2):
+    for _ in inspect_files(stream(), detector.manifest, share([detector], 8), ok_row, workers=2):
         count += 1
         seen.set()
     assert count == 2
@@ -87,11 +92,11 @@ def test_rows_do_not_wait_for_the_next_path_of_a_slow_stream(trained) -> None:
 def test_leaving_early_ends_all_threads(trained) -> None:
     detector = OnnxDetector.load(trained.model, "cpu")
     before = set(threading.enumerate())
-    rows = inspect_files(
-        iter(find_images(trained.good) * 50), detector, ok_row, keep_source=True, batch_size=2, workers=2
-    )
+    network = share([detector], 2)
+    rows = inspect_files(iter(find_images(trained.good) * 50), detector.manifest, network, ok_row, workers=2)
     next(rows)
     rows.close()
+    network.close()
     deadline = time.monotonic() + 10
     while set(threading.enumerate()) - before and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -106,7 +111,7 @@ def test_an_error_of_the_source_reaches_the_caller(trained) -> None:
         raise RuntimeError("the list broke")
 
     with pytest.raises(RuntimeError, match="the list broke"):
-        list(inspect_files(broken(), detector, ok_row, keep_source=False, batch_size=4, workers=2))
+        list(inspect_files(broken(), detector.manifest, share([detector]), ok_row, workers=2))
 
 
 def test_an_image_that_cannot_be_read_is_finished_without_a_score(trained, tmp_path: Path) -> None:
@@ -119,10 +124,8 @@ def test_an_image_that_cannot_be_read_is_finished_without_a_score(trained, tmp_p
         assert scored is None
         return Inspection(image=prepared.file.name, verdict=Verdict.UNREADABLE, error=prepared.error)
 
-    ((_, row),) = inspect_files(
-        iter(find_images(tmp_path)), detector, finish, keep_source=True, batch_size=4, workers=2
-    )
+    ((_, row),) = inspect_files(iter(find_images(tmp_path)), detector.manifest, share([detector]), finish, workers=2)
     assert row.verdict is Verdict.UNREADABLE
     assert row.error
-    assert told[0].pixels is None
-    assert np.isfinite(told[0].seconds)
+    assert told[0].source is None
+    assert np.isfinite(told[0].started)

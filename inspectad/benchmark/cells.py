@@ -75,7 +75,7 @@ def _measure(cell: Cell, drawn: Draw, masks: Path | None, config: AccuracyConfig
             ),
             say,
         )
-        detector = OnnxDetector.load(work / "model")
+        detector = OnnxDetector.load(work / "model", threads=1)
         return _figures(trained, evaluate_files(drawn.test_good, drawn.test_defects, masks, detector, say))
 
 

@@ -1,0 +1,168 @@
+"""How the workers of a scan share the network: each runs it by itself on a CPU, in batches on GPUs."""
+
+import queue
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Final, Protocol
+
+import numpy as np
+
+from inspectad.cores import cores
+from inspectad.detector import OnnxDetector, parse_devices
+from inspectad.errors import InspectadError
+from inspectad.records import ByteArray, FloatArray
+
+GPU_BATCH: Final = 16
+_FILL_S: Final = 0.002
+"""How long a batch that is not full waits for further images."""
+
+
+class Network(Protocol):
+    """From an image to its score and anomaly map. Called from many threads at once.
+
+    Attributes:
+        callers: how many threads keep it busy.
+    """
+
+    callers: int
+
+    def score(self, pixels: ByteArray) -> tuple[float, FloatArray]:
+        """Args: pixels uint8 (H, W, 3) at the input size. Returns: image score, anomaly map (H, W)."""
+
+    def close(self) -> None:
+        """Nobody calls it any more."""
+
+
+def share(detectors: Sequence[OnnxDetector], batch_size: int = 0, alone: OnnxDetector | None = None) -> Network:
+    """The network of a scan.
+
+    Args:
+        detectors: the same model on each device; on a CPU one, best with one thread.
+        batch_size: 0 chooses: no batches on a CPU, where they cost cache and gain nothing.
+        alone: see `Direct`; has no say in batches.
+    """
+    on_cpu = detectors[0].provider.device == "cpu"
+    batch_size = batch_size or (1 if on_cpu else GPU_BATCH)
+    if batch_size == 1 and len(detectors) == 1:
+        return Direct(detectors[0], alone)
+    return Batched(detectors, batch_size)
+
+
+def open_network(
+    model: str | Path, devices: str = "auto", batch_size: int = 0, *, is_stream: bool = False
+) -> tuple[OnnxDetector, Network]:
+    """A model on one or several devices, ready for a scan; the first of its detectors, and all of them as a network.
+
+    Args:
+        devices: see `inspectad.detector.parse_devices`; a GPU that does not work is left out, unless none does.
+        batch_size: see `share`.
+        is_stream: images come one by one, and each is wanted soon.
+    """
+    detectors = [OnnxDetector.load(model, device, threads=1) for device in parse_devices(devices)]
+    used = [d for d in detectors if d.provider.device != "cpu"] or detectors[:1]
+    on_cpu = used[0].provider.device == "cpu"
+    alone = OnnxDetector.load(model, "cpu") if is_stream and on_cpu and cores() > 1 else None
+    return used[0], share(used, batch_size, alone)
+
+
+class Direct:
+    """The calling thread runs the network on its one image."""
+
+    callers = 1
+
+    def __init__(self, detector: OnnxDetector, alone: OnnxDetector | None = None) -> None:
+        """Args: alone: the same model on all cores, for an image that comes while no other is being scored: one image
+        is known sooner then, but many at a time are not (README, "Speed")."""
+        self._detector = detector
+        self._alone = alone or detector
+        self._busy = 0
+        self._lock = threading.Lock()
+
+    def score(self, pixels: ByteArray) -> tuple[float, FloatArray]:
+        with self._lock:
+            detector = self._detector if self._busy else self._alone
+            self._busy += 1
+        try:
+            prediction = detector.predict_resized(pixels[np.newaxis])
+        finally:
+            with self._lock:
+                self._busy -= 1
+        return float(prediction.image_scores[0]), prediction.anomaly_maps[0]
+
+    def close(self) -> None:
+        pass
+
+
+_Request = tuple[ByteArray, "Future[tuple[float, FloatArray]]"]
+
+
+class Batched:
+    """Images of many callers are gathered into batches, by a thread for each detector (a GPU each).
+
+    A batch starts when it is full, or `_FILL_S` after its first image. One that a detector cannot take is halved,
+    since what is short then is mostly its memory.
+    """
+
+    def __init__(self, detectors: Sequence[OnnxDetector], batch_size: int) -> None:
+        self.callers = 2 * batch_size * len(detectors)  # one batch is filled while another is run
+        self._batch_size = batch_size
+        self._requests: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
+        self._threads = [threading.Thread(target=self._serve, args=(d,), daemon=True) for d in detectors]
+        for thread in self._threads:
+            thread.start()
+
+    def score(self, pixels: ByteArray) -> tuple[float, FloatArray]:
+        answer: Future[tuple[float, FloatArray]] = Future()
+        self._requests.put((pixels, answer))
+        return answer.result()
+
+    def close(self) -> None:
+        for _ in self._threads:
+            self._requests.put(None)
+        for thread in self._threads:
+            thread.join()
+
+    def _serve(self, detector: OnnxDetector) -> None:
+        more = True
+        while more:
+            batch, more = self._next_batch()
+            if batch:
+                _answer(detector, batch)
+
+    def _next_batch(self) -> tuple[list[_Request], bool]:
+        """Wait for an image, then for more of them; False after the last."""
+        batch: list[_Request] = []
+        until = float("inf")
+        while len(batch) < self._batch_size:
+            wait = None if not batch else max(until - time.monotonic(), 0)
+            try:
+                request = self._requests.get(timeout=wait)
+            except queue.Empty:
+                break
+            if request is None:
+                return batch, False
+            if not batch:
+                until = time.monotonic() + _FILL_S
+            batch.append(request)
+        return batch, True
+
+
+def _answer(detector: OnnxDetector, batch: Sequence[_Request]) -> None:
+    try:
+        prediction = detector.predict_resized(np.stack([pixels for pixels, _ in batch]))
+    except InspectadError as error:
+        if len(batch) > 1:
+            _answer(detector, batch[: len(batch) // 2])
+            _answer(detector, batch[len(batch) // 2 :])
+        else:
+            batch[0][1].set_exception(error)
+        return
+    except BaseException as error:  # a caller waits for an answer whatever happens
+        for _, answer in batch:
+            answer.set_exception(error)
+        return
+    for i, (_, answer) in enumerate(batch):
+        answer.set_result((float(prediction.image_scores[i]), prediction.anomaly_maps[i]))
