@@ -211,6 +211,9 @@ def scan(
     threshold: Annotated[float | None, typer.Option(help="Replace the calibrated threshold.")] = None,
     fail_on_defect: Annotated[bool, typer.Option("--fail-on-defect", help="Exit with 3 when an image is NG.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on after an interruption.")] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Go on with each image that comes into the folder, until Ctrl-C.")
+    ] = False,
     null: Annotated[bool, typer.Option("-0", "--null", help="Paths on stdin end in zero bytes.")] = False,
     device: DeviceOption = ScanDevice.auto,
     batch_size: Annotated[int, typer.Option(min=1, max=1024, help="Images a run of the network.")] = 4,
@@ -240,11 +243,23 @@ def scan(
         workers=workers,
         resume=resume,
         null=null,
+        watch=watch,
     )
     detector = _load(model, device)
     stream = sys.stdout.buffer if console.stdout_is_data() else None
     with console.scan_progress() as progress:
-        summary = run(config, detector, on_total=progress.total, on_row=progress.row, stream=stream)
+        try:
+            summary = run(
+                config,
+                detector,
+                on_total=progress.total,
+                on_row=progress.row,
+                on_warning=lambda sentence: console.warn([sentence]),
+                stream=stream,
+            )
+        finally:
+            if watch:  # it ends by a signal, without a summary
+                progress.say()
     console.report_scan(summary, config)
     if fail_on_defect and summary.all_verdicts["NG"]:
         raise typer.Exit(3)
