@@ -11,6 +11,7 @@ import queue
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -169,7 +170,9 @@ class _Observer(FileSystemEventHandler):
         self._identity = (0, 0)
         self._prefix = ""
         self._failed = False
-        logging.getLogger("watchdog").addHandler(logging.NullHandler())  # what it complains of, the listing mends
+        # What watchdog complains of, the listing mends. It warns of a folder that was made while it began to watch.
+        logging.getLogger("watchdog").addHandler(logging.NullHandler())
+        warnings.filterwarnings("ignore", "Callback with id", RuntimeWarning)
 
     def keep_running(self) -> None:
         """Raises: OSError when the folder is gone."""

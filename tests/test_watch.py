@@ -436,6 +436,21 @@ def test_an_observer_that_dies_is_started_again(tmp_path: Path, monkeypatch: pyt
     assert watching.finish() == ["a.png"]
 
 
+def test_folders_made_while_the_observer_starts_cost_no_warning(
+    start: Callable[..., Watching], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for i in range(100):
+        (tmp_path / "in" / f"there{i}").mkdir()
+    watching = start()
+    names = [f"new{i:03}/sub/a.png" for i in range(100)]
+    for name in names:
+        put(tmp_path / "in" / name)
+    watching.until(*names)
+    assert watching.finish() == names
+    assert watching.said == []
+    assert capfd.readouterr().err == ""
+
+
 def test_what_is_no_folder_is_refused(tmp_path: Path) -> None:
     put(tmp_path / "a.png")
     for folder, output, words in [
