@@ -32,6 +32,8 @@ class ScanConfig:
         threshold: replaces the calibrated one; the map threshold is scaled with it.
         batch_size: images a run of the network; 0 chooses, see `inspectad.network.share`.
         workers: images that are worked on at a time; 0 chooses.
+        watch: ``images`` is one folder; go on with what comes into it, until interrupted. What has a row stays, as
+            with ``resume``.
     """
 
     images: tuple[str, ...]
@@ -44,6 +46,11 @@ class ScanConfig:
     workers: int = 0
     resume: bool = False
     null: bool = False
+    watch: bool = False
+
+    @property
+    def keeps_rows(self) -> bool:
+        return self.resume or self.watch
 
 
 @dataclass(slots=True)
@@ -78,6 +85,7 @@ def scan(
     *,
     on_total: Callable[[int], None] = lambda _: None,
     on_row: Callable[[Inspection], None] = lambda _: None,
+    on_warning: Callable[[str], None] = lambda _: None,
     stream: BinaryIO | None = None,
 ) -> ScanSummary:
     """Inspect all images, write a row for each, and count.
@@ -86,6 +94,7 @@ def scan(
         network: what runs the detector for many workers; made of it if absent.
         on_total: told how many images there are, when that is known beforehand.
         on_row: told each row once it is on disk.
+        on_warning: told what is amiss with a watched folder, in a thread of its own.
         stream: gets the same rows (standard output, when it is a pipe).
     Raises:
         UsageError: nothing there to scan under that name.
@@ -96,9 +105,9 @@ def scan(
     judge = Judge(detector, config.output, config.threshold, heatmaps=config.heatmaps, maps=config.maps)
     done = _already_done(config, detector, judge.threshold)
     summary = ScanSummary(earlier=Counter(done.verdicts))
-    files = _images_to_scan(config, on_total, done)
-    if not config.resume:
-        write_atomically(config.output / RESULTS_MARKER, b"")
+    files = _images_to_come(config, done, on_warning) if config.watch else _images_to_scan(config, on_total, done)
+    write_atomically(config.output / RESULTS_MARKER, b"")
+    if not config.keeps_rows:
         _clear(config)  # not before the images were found: a misspelt name must not cost the last results
     with RowWriter(_rows_path(config, kind), kind, done.whole_bytes) as writer, contextlib.ExitStack() as stack:
         if stream is not None and kind == "csv":
@@ -112,6 +121,8 @@ def scan(
                 _send(stream, record)
             summary.verdicts[row.verdict.value] += 1
             _note_aspect(summary, detector, prepared)
+            if config.watch and summary.odd_aspect == [row.image]:  # there is no end at which to say so
+                on_warning(f"{row.image}: another aspect ratio than the training images, so it is distorted")
             on_row(row)
     summary.seconds = time.perf_counter() - started
     if not summary.all_verdicts:
@@ -140,16 +151,28 @@ def _images_to_scan(config: ScanConfig, on_total: Callable[[int], None], done: D
     return (file for file in listed if file.name not in done.images)
 
 
+def _images_to_come(config: ScanConfig, done: Done, on_warning: Callable[[str], None]) -> Iterator[ImageFile]:
+    from inspectad.watch import watch_folder  # only here is watchdog needed
+
+    if len(config.images) != 1 or config.images == ("-",):
+        raise UsageError(
+            f"--watch takes one folder, not {' '.join(config.images)}; give the one that the images come into"
+        )
+    rows = _rows_path(config, config.format)
+    rows_ns = rows.stat().st_mtime_ns if done.images else 0
+    return watch_folder(Path(config.images[0]), config.output, done.images, rows_ns=rows_ns, say=on_warning)
+
+
 def _already_done(config: ScanConfig, detector: OnnxDetector, threshold: float) -> Done:
-    """What ``--resume`` need not do again. Raises: OutputError when those rows were judged otherwise."""
+    """What ``--resume`` and ``--watch`` need not do again. Raises: OutputError when they were judged otherwise."""
     path = _rows_path(config, config.format)
-    if not config.resume:
+    if not config.keeps_rows:
         return Done()
     earlier = read_done(path, config.format)
     if not earlier.models <= {detector.digest[:12]} or not earlier.thresholds <= {str(significant(threshold))}:
         raise OutputError(
             f"{path}: its rows were made by another model or threshold; "
-            "scan without --resume, or into another folder with -o"
+            f"scan {'' if config.watch else 'without --resume, or '}into another folder with -o"
         )
     return earlier
 
