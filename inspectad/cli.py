@@ -245,6 +245,9 @@ def scan(
     ] = None,
     fail_on_defect: Annotated[bool, typer.Option("--fail-on-defect", help="Exit with 3 when an image is NG.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on after an interruption.")] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Go on with each image that comes into the folder, until Ctrl-C.")
+    ] = False,
     null: Annotated[bool, typer.Option("-0", "--null", help="Paths on stdin end in zero bytes.")] = False,
     device: DeviceOption = "auto",
     batch_size: Annotated[
@@ -277,11 +280,24 @@ def scan(
         workers=workers,
         resume=resume,
         null=null,
+        watch=watch,
     )
-    detector, network = _open(model, device, batch_size, is_stream=images == ["-"])
+    detector, network = _open(model, device, batch_size, is_stream=watch or images == ["-"])
     stream = sys.stdout.buffer if console.stdout_is_data() else None
     with console.scan_progress() as progress:
-        summary = run(config, detector, network, on_total=progress.total, on_row=progress.row, stream=stream)
+        try:
+            summary = run(
+                config,
+                detector,
+                network,
+                on_total=progress.total,
+                on_row=progress.row,
+                on_warning=lambda sentence: console.warn([sentence]),
+                stream=stream,
+            )
+        finally:
+            if watch:  # it ends by a signal, without a summary
+                progress.say()
     console.report_scan(summary, config)
     if fail_on_defect and summary.all_verdicts["NG"]:
         raise typer.Exit(3)

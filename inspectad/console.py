@@ -81,13 +81,18 @@ class ScanProgress:
     def row(self, row: Inspection) -> None:
         self.images += 1
         self.defects += row.verdict == "NG"
-        now = time.monotonic()
-        rate = self.images / max(now - self.started, 1e-9)
         if self.bar is not None and self.task is not None:
-            self.bar.update(self.task, advance=1, rate=f"{rate:.1f} images/s", ng=f"{self.defects} NG")
-        elif now - self.said > _QUIET_SECONDS:
-            self.said = now
-            err.print(f"{self.images} images, {self.defects} NG, {rate:.1f} images/s")
+            self.bar.update(self.task, advance=1, rate=f"{self.rate:.1f} images/s", ng=f"{self.defects} NG")
+        elif time.monotonic() - self.said > _QUIET_SECONDS:
+            self.said = time.monotonic()
+            self.say()
+
+    @property
+    def rate(self) -> float:
+        return self.images / max(time.monotonic() - self.started, 1e-9)
+
+    def say(self) -> None:
+        err.print(f"{self.images} images, {self.defects} NG, {self.rate:.1f} images/s")
 
 
 @contextmanager
@@ -286,13 +291,6 @@ def report_scan(summary: ScanSummary, config: ScanConfig) -> None:
         name = summary.odd_aspect[0]
         text = f"{most}{len(summary.odd_aspect)} images have another aspect ratio than the training images"
         warn([f"{text}, so they were distorted; the first is {name}"])
-    if summary.other_tiles:
-        warn(
-            [
-                "a score is the highest of all tiles here, but the threshold was not calibrated for them: expect more "
-                "false rejects; train with --tile, or set a --threshold by good images"
-            ]
-        )
     speed = summary.images / summary.seconds if summary.seconds else 0.0
     err.print(
         f"{summary.images} images in {summary.seconds:.1f} s ({speed:.1f} images/s): "

@@ -2,7 +2,8 @@
 
 import glob
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from io import BytesIO, RawIOBase
 from pathlib import Path, PurePosixPath
@@ -45,6 +46,11 @@ def find_images(folder: Path, *exclude: Path) -> list[ImageFile]:
     return sorted(found, key=lambda f: f.name)
 
 
+def is_image_name(name: str) -> bool:
+    """Whether a file of this name, without folders, is taken for an image: by its suffix, and not hidden by a dot."""
+    return not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+
+
 def _walk(folder: Path, exclude: Sequence[Path]) -> Iterator[Path]:
     excluded = {e.resolve() for e in exclude}
     seen: set[tuple[int, int]] = set()
@@ -59,13 +65,68 @@ def _walk(folder: Path, exclude: Sequence[Path]) -> Iterator[Path]:
         seen.add((stat.st_dev, stat.st_ino))
         folders[:] = sorted(f for f in folders if not f.startswith("."))
         for name in sorted(files):
-            if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES:
+            if is_image_name(name):
                 yield Path(here, name)
 
 
 def _cannot_list(error: OSError) -> None:
     """A folder that is passed over in silence would be images without a verdict."""
     raise InspectadError(f"{error.filename}: cannot be listed ({error.strerror}); mend its permissions or move it away")
+
+
+class ImageTree:
+    """Image files below a folder that is watched: it changes meanwhile, and must not be given up for a folder in it.
+
+    The same files and names as of `find_images`, except that a link to a folder inside this one is not followed: files
+    have the name of where they really are, so that a link that moves on ("today") makes no second row.
+    """
+
+    def __init__(self, folder: Path, output: Path, on_error: Callable[[str, OSError], None]) -> None:
+        self.folder = folder
+        self._output = os.path.realpath(output)
+        self._on_error = on_error
+
+    def walk(self) -> Iterator[tuple[str, os.stat_result]]:
+        """Names of all wanted files and their `os.stat`. Raises: OSError when the folder itself cannot be listed."""
+        root = os.path.realpath(self.folder)
+        folders, seen = [""], set()
+        while folders:
+            here = folders.pop()
+            try:
+                stat = os.stat(self.folder / here)
+                with os.scandir(self.folder / here) as scan:
+                    entries = list(scan)
+            except OSError as error:
+                if not here:
+                    raise
+                if not isinstance(error, FileNotFoundError):
+                    self._on_error(here, error)
+                continue
+            if (stat.st_dev, stat.st_ino) in seen or (here and self._is_results(here)):
+                continue
+            seen.add((stat.st_dev, stat.st_ino))
+            for entry in entries:
+                name = f"{here}/{entry.name}" if here else entry.name
+                with suppress(OSError):  # it is gone again
+                    if is_image_name(entry.name) and not entry.is_dir():
+                        yield name, entry.stat()
+                    elif not entry.name.startswith(".") and entry.is_dir() and not _leads_into(root, entry):
+                        folders.append(name)
+
+    def is_wanted(self, name: str) -> bool:
+        """Whether `walk` would give this file."""
+        *folders, last = name.split("/")
+        if not is_image_name(last) or any(folder.startswith(".") for folder in folders):
+            return False
+        return not any(self._is_results("/".join(folders[: i + 1])) for i in range(len(folders)))
+
+    def _is_results(self, name: str) -> bool:
+        path = self.folder / name
+        return os.path.lexists(path / RESULTS_MARKER) or os.path.realpath(path) == self._output
+
+
+def _leads_into(root: str, entry: os.DirEntry[str]) -> bool:
+    return entry.is_symlink() and Path(os.path.realpath(entry.path)).is_relative_to(root)
 
 
 def expand_arguments(arguments: Iterable[str], exclude: Path | None = None) -> list[ImageFile]:

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Final
 
 from inspectad.atomic import output_error, write_atomically
 from inspectad.detector import OnnxDetector
@@ -21,6 +21,11 @@ from inspectad.pipeline import Prepared, inspect_files
 from inspectad.records import Inspection
 from inspectad.results import CSV_HEADER, FORMATS, Done, RowWriter, format_row, read_done, significant
 from inspectad.tiles import AUTO, parse_tile, seen_aspect, tile_for
+
+_UNCALIBRATED: Final = (
+    "a score is that of the worst of an image's tiles, and the threshold was not calibrated for these: expect more false "
+    "rejects; train with --tile, or find a --threshold by good images"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +40,8 @@ class ScanConfig:
         tile: longer side of the tiles that images are cut into, source pixels; None or ``auto`` as in training.
         batch_size: images a run of the network; 0 chooses, see `inspectad.network.share`.
         workers: images that are worked on at a time; 0 chooses.
+        watch: ``images`` is one folder; go on with what comes into it, until interrupted. What has a row stays, as
+            with ``resume``.
     """
 
     images: tuple[str, ...]
@@ -48,6 +55,11 @@ class ScanConfig:
     workers: int = 0
     resume: bool = False
     null: bool = False
+    watch: bool = False
+
+    @property
+    def keeps_rows(self) -> bool:
+        return self.resume or self.watch
 
 
 @dataclass(slots=True)
@@ -58,13 +70,11 @@ class ScanSummary:
         verdicts: of the images inspected now.
         earlier: of the rows that were there already (``--resume``).
         odd_aspect: images of another aspect ratio than the training images, at most 1,000.
-        other_tiles: images were cut otherwise than in training, which the threshold does not allow for.
     """
 
     verdicts: Counter[str] = field(default_factory=Counter)
     earlier: Counter[str] = field(default_factory=Counter)
     odd_aspect: list[str] = field(default_factory=list)
-    other_tiles: bool = False
     seconds: float = 0.0
 
     @property
@@ -84,6 +94,7 @@ def scan(
     *,
     on_total: Callable[[int], None] = lambda _: None,
     on_row: Callable[[Inspection], None] = lambda _: None,
+    on_warning: Callable[[str], None] = lambda _: None,
     stream: BinaryIO | None = None,
 ) -> ScanSummary:
     """Inspect all images, write a row for each, and count.
@@ -92,6 +103,7 @@ def scan(
         network: what runs the detector for many workers; made of it if absent.
         on_total: told how many images there are, when that is known beforehand.
         on_row: told each row once it is on disk.
+        on_warning: told what a user should know at once; of a watched folder, in a thread of its own.
         stream: gets the same rows (standard output, when it is a pipe).
     Raises:
         UsageError: nothing there to scan under that name.
@@ -102,11 +114,12 @@ def scan(
     manifest = _tiled(config, detector.manifest)
     judge = Judge(detector, config.output, config.threshold, heatmaps=config.heatmaps, maps=config.maps)
     done = _already_done(config, detector, judge.threshold)
-    summary = ScanSummary(earlier=Counter(done.verdicts), other_tiles=manifest.tiling != detector.manifest.tiling)
-    files = _images_to_scan(config, on_total, done)
-    if not done.images:
-        write_atomically(config.output / RESULTS_MARKER, _tile_note(config, detector))
-    if not config.resume:
+    summary = ScanSummary(earlier=Counter(done.verdicts))
+    files = _images_to_come(config, done, on_warning) if config.watch else _images_to_scan(config, on_total, done)
+    write_atomically(config.output / RESULTS_MARKER, _tile_note(config, detector))
+    if manifest.tiling != detector.manifest.tiling:
+        on_warning(_UNCALIBRATED)
+    if not config.keeps_rows:
         _clear(config)  # not before the images were found: a misspelt name must not cost the last results
     with RowWriter(_rows_path(config, kind), kind, done.whole_bytes) as writer, contextlib.ExitStack() as stack:
         if stream is not None and kind == "csv":
@@ -120,6 +133,8 @@ def scan(
                 _send(stream, record)
             summary.verdicts[row.verdict.value] += 1
             _note_aspect(summary, manifest, prepared)
+            if config.watch and summary.odd_aspect == [row.image]:  # there is no end at which to say so
+                on_warning(f"{row.image}: another aspect ratio than the training images, so it is distorted")
             on_row(row)
     summary.seconds = time.perf_counter() - started
     if not summary.all_verdicts:
@@ -164,10 +179,22 @@ def _images_to_scan(config: ScanConfig, on_total: Callable[[int], None], done: D
     return (file for file in listed if file.name not in done.images)
 
 
+def _images_to_come(config: ScanConfig, done: Done, on_warning: Callable[[str], None]) -> Iterator[ImageFile]:
+    from inspectad.watch import watch_folder  # only here is watchdog needed
+
+    if len(config.images) != 1 or config.images == ("-",):
+        raise UsageError(
+            f"--watch takes one folder, not {' '.join(config.images)}; give the one that the images come into"
+        )
+    rows = _rows_path(config, config.format)
+    rows_ns = rows.stat().st_mtime_ns if done.images else 0
+    return watch_folder(Path(config.images[0]), config.output, done.images, rows_ns=rows_ns, say=on_warning)
+
+
 def _already_done(config: ScanConfig, detector: OnnxDetector, threshold: float) -> Done:
-    """What ``--resume`` need not do again. Raises: OutputError when those rows were judged otherwise."""
+    """What ``--resume`` and ``--watch`` need not do again. Raises: OutputError when they were judged otherwise."""
     path = _rows_path(config, config.format)
-    if not config.resume:
+    if not config.keeps_rows:
         return Done()
     earlier = read_done(path, config.format)
     marker = config.output / RESULTS_MARKER
@@ -178,7 +205,7 @@ def _already_done(config: ScanConfig, detector: OnnxDetector, threshold: float) 
     if not earlier.models <= {detector.digest[:12]} or not earlier.thresholds <= {str(significant(threshold))}:
         raise OutputError(
             f"{path}: its rows were made by another model or threshold; "
-            "scan without --resume, or into another folder with -o"
+            f"scan {'' if config.watch else 'without --resume, or '}into another folder with -o"
         )
     return earlier
 

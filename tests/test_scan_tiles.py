@@ -118,7 +118,7 @@ def test_tiles_for_a_model_of_whole_images_are_warned_of(trained: Trained, run_c
     write_png(tmp_path / "in" / "part.png", render_part(3, None, (320, 384)).image)
     done = run_cli("scan", tmp_path / "in", "-m", trained.model, "-o", tmp_path / "out", "--tile", "96", "--maps")
     assert done.returncode == 0, done.stderr
-    assert "not calibrated for them" in done.stderr
+    assert "not calibrated for these" in done.stderr
     assert cv2.imread(str(tmp_path / "out/maps/part.png.tiff"), cv2.IMREAD_UNCHANGED).shape == (40, 48)
     plain = run_cli("scan", tmp_path / "in", "-m", trained.model, "-o", tmp_path / "out", "--tile", "auto", "--maps")
     assert "calibrated" not in plain.stderr
