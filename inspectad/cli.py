@@ -160,6 +160,13 @@ def train(
     size: Annotated[
         int | None, typer.Option(help="Longer side of the network's input in pixels; chosen from the images if absent.")
     ] = None,
+    tile: Annotated[
+        str | None,
+        typer.Option(
+            metavar="auto|PX",
+            help="Inspect large images in tiles of so many source pixels; auto: where they are large.",
+        ),
+    ] = None,
     false_reject_rate: Annotated[float, typer.Option(help="Share of good images that may be called NG.")] = 0.1,
     pose: Annotated[
         PoseName,
@@ -191,6 +198,7 @@ def train(
             masks=masks,
             method=method.value,
             size_px=size,
+            tile=tile,
             backbone=backbone,
             backbone_weights=backbone_weights,
             false_reject_rate=false_reject_rate,
@@ -228,6 +236,13 @@ def scan(
     ] = None,
     maps: Annotated[bool, typer.Option("--maps", help="Write the raw anomaly maps (32-bit float TIFF).")] = False,
     threshold: Annotated[float | None, typer.Option(help="Replace the calibrated threshold.")] = None,
+    tile: Annotated[
+        str | None,
+        typer.Option(
+            metavar="auto|PX",
+            help="Cut images into tiles of so many source pixels; auto: as in training, also if absent.",
+        ),
+    ] = None,
     fail_on_defect: Annotated[bool, typer.Option("--fail-on-defect", help="Exit with 3 when an image is NG.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on after an interruption.")] = False,
     watch: Annotated[
@@ -260,6 +275,7 @@ def scan(
         heatmaps=heatmaps.value if heatmaps else "",
         maps=maps,
         threshold=threshold,
+        tile=tile,
         batch_size=batch_size,
         workers=workers,
         resume=resume,

@@ -171,6 +171,7 @@ def manifest_table(manifest: Manifest, digest: str) -> Table:
         "backbone": f"{manifest.backbone} ({manifest.backbone_sha256[:12] or 'downloaded'})",
         "precision": manifest.precision,
         "input": f"{width} x {height} px, {manifest.resize_rule}, white at {manifest.full_scale}",
+        "tiles": f"{manifest.tiling}" if manifest.tiling else "none, images are seen whole",
         "trained on": f"{len(manifest.good_images)} good, {len(manifest.defect_images)} defect images",
         "threshold": f"{c.threshold:.5g} ({c.rule})",
         "map threshold": f"{c.map_threshold:.5g}",
@@ -194,6 +195,7 @@ def report_training(report: TrainReport) -> None:
     warn(report.warnings)
     rows = {
         "learnt from": f"{len(m.good_images)} good images at {width} x {height} px, scored by {c.held_out}",
+        **({"tiles": m.settings["tiles"]} if "tiles" in m.settings else {}),
         "how parts lie": m.settings["pose"],
         "threshold": f"{c.threshold:.4g}, {c.rule}",
         "false-reject rate": rate_sentence(m),

@@ -22,6 +22,7 @@ from inspectad.images import resize
 from inspectad.manifest import Manifest
 from inspectad.model_file import extract_manifest, onnx_path, read_model_bytes
 from inspectad.records import ByteArray, FloatArray, Prediction, Verdict
+from inspectad.tiles import score_tiles
 
 DEVICES: Final = ("auto", "cpu", "cuda", "tensorrt")
 _DEVICE: Final = re.compile(r"(cuda|tensorrt):(\d{1,3})")
@@ -112,11 +113,13 @@ class OnnxDetector:
         return self.manifest.calibration.threshold
 
     def predict(self, images: ByteArray | Sequence[ByteArray]) -> Prediction:
-        """Score a batch of images of any sizes; each is resized by the rule used in training.
+        """Score a batch of images of any sizes; each is resized by the rule used in training, or cut into tiles.
 
         Args:
             images: uint8 RGB, (B, H, W, 3) or a sequence of (H, W, 3).
-        Returns: scores (B,) and maps (B, H, W) at `input_size_hw`.
+        Returns: scores (B,) and maps (B, H, W) at `input_size_hw`. By a model of tiles, the highest tile score and a
+            map that is blended from the tiles', an eighth as fine as they (`inspectad.tiles.score_tiles`).
+        Raises: ValueError: no such images; images of several sizes for a model of tiles, whose maps differ in size.
         """
         for image in images:
             if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
@@ -125,7 +128,12 @@ class OnnxDetector:
                 )
         if not len(images):
             return Prediction(np.zeros(0, np.float32), np.zeros((0, *self.input_size_hw), np.float32))
-        return self.predict_resized(np.stack([resize(image, self.input_size_hw) for image in images]))
+        if self.manifest.tiling is None:
+            return self.predict_resized(np.stack([resize(image, self.input_size_hw) for image in images]))
+        if len({image.shape for image in images}) > 1:
+            raise ValueError("a model of tiles gives maps as large as the images; give images of one size at a time")
+        found = [score_tiles(image, self.manifest.tiling, self.input_size_hw, self._score) for image in images]
+        return Prediction(np.array([score for score, _ in found], np.float32), np.stack([m for _, m in found]))
 
     def predict_resized(self, batch: ByteArray) -> Prediction:
         """Score images that are at the input size already: uint8 (B, H, W, 3).
@@ -139,6 +147,9 @@ class OnnxDetector:
                 f"the network failed on a batch of {len(batch)} images ({_first_line(error)}); "
                 "try a smaller --batch-size, or --device cpu"
             ) from error
+
+    def _score(self, pixels: ByteArray) -> tuple[float, FloatArray]:
+        return self.predict_resized(pixels[np.newaxis]).only
 
     def _run(self, batch: ByteArray) -> tuple[FloatArray, FloatArray]:
         if self.provider.device == "cpu":

@@ -13,6 +13,7 @@ MAX_BOXES: Final = 20  # a row stays readable; area_px counts all regions
 _FULL_COLOUR = 2.0  # map value, as a multiple of the threshold, at which the colour scale ends
 _CALM = 0.85  # below this share of the level nothing is coloured, so a good image looks like itself
 _OPACITY = 0.55
+_OUTLINE = (220, 0, 0)
 _BLOCK = 40  # map pixels
 
 
@@ -182,12 +183,25 @@ def _draw_contours(overlay: ByteArray, anomaly_map: FloatArray, level: float) ->
         return
     height, width = overlay.shape[:2]
     # The outline of the enlarged map, not the enlarged outline: steps of a coarse map would show on a large image.
-    inner_hw = (min(height, 1024), min(width, 1024))
+    inner_hw = (min(height, max(1024, 2 * above.shape[0])), min(width, max(1024, 2 * above.shape[1])))
     fine = cv2.resize(anomaly_map, inner_hw[::-1], interpolation=cv2.INTER_LINEAR) > level
     contours, _ = cv2.findContours(fine.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     scale = np.array([width / inner_hw[1], height / inner_hw[0]])
     scaled = [np.round((c + 0.5) * scale - 0.5).astype(np.int32) for c in contours]
-    cv2.polylines(overlay, scaled, True, (220, 0, 0), max(1, round(max(height, width) / 400)), cv2.LINE_AA)
+    thickness, place = max(1, round(max(height, width) / 400)), max(height, width) / max(above.shape)
+    if thickness > place:
+        # A line to be seen in the whole of a large image would cover a small region: it goes around it, at a distance.
+        frames = [_frame(contour, 3 * thickness) for contour in scaled]
+        cv2.polylines(overlay, frames, True, _OUTLINE, thickness)
+        thickness = max(1, round(place / 2))
+    cv2.polylines(overlay, scaled, True, _OUTLINE, thickness, cv2.LINE_AA)
+
+
+def _frame(contour: npt.NDArray[np.int32], margin: int) -> npt.NDArray[np.int32]:
+    """The rectangle around a contour (N, 1, 2), so far from it: (4, 1, 2)."""
+    x, y, width, height = cv2.boundingRect(contour)
+    left, top, right, bottom = x - margin, y - margin, x + width + margin, y + height + margin
+    return np.array([[(left, top)], [(right, top)], [(right, bottom)], [(left, bottom)]], np.int32)
 
 
 def _draw_caption(overlay: ByteArray, caption: str, verdict: Verdict) -> None:

@@ -36,33 +36,36 @@ def score_held_out(
     Returns: the good images' scores, and the defects' (M,).
     """
     # The only good image stays in all models.
-    good_folds = fold_of(len(good), method.max_folds) if len(good) > 1 else np.full(1, -1)
-    defect_folds = fold_of(len(defects), method.max_folds)
+    images = len(good.images)
+    good_folds = fold_of(images, method.max_folds) if images > 1 else np.full(1, -1)
+    defect_folds = fold_of(len(defects.images), method.max_folds)
     count = 1 + max(-1, *good_folds.tolist(), *defect_folds.tolist())
-    scores, peaks = np.zeros(len(good), np.float32), np.zeros(len(good), np.float32)
-    defect_scores = np.zeros(len(defects), np.float32)
+    scores, peaks = np.zeros(images, np.float32), np.zeros(images, np.float32)
+    defect_scores = np.zeros(len(defects.images), np.float32)
     for fold in range(count):
         say("scoring images held out", fold, count)
         kept, kept_defects = (np.flatnonzero(folds != fold).tolist() for folds in (good_folds, defect_folds))
         report = partial(_say_part, say, f", without part {fold + 1} of {count}")
-        module = trainer.fit(kept, kept_defects, report).module
+        module = trainer.fit(good.teaching(kept), defects.teaching(kept_defects), report).module
+        score = partial(_score, module, 0.0)
         for i in np.flatnonzero(good_folds == fold).tolist():
-            scores[i : i + 1], peaks[i : i + 1] = _scores(module, [good[i]])
+            scores[i], anomaly_map = good.judge(i, score)
+            peaks[i] = anomaly_map.max()
         for i in np.flatnonzero(defect_folds == fold).tolist():
-            defect_scores[i : i + 1] = _scores(module, [defects[i]])[0]
+            defect_scores[i], _ = defects.judge(i, score)
     parts = int(good_folds.max()) + 1
-    if len(good) == 1:
-        scores[:], peaks[:] = _stand_in(final, good[0], pose)
+    if images == 1:
+        scores[:], peaks[:] = _stand_in(final, good, pose)
         how = "turned copies of the only good image"
     else:
-        how = "leave-one-out" if parts == len(good) else f"cross-fitting in {parts} parts"
+        how = "leave-one-out" if parts == images else f"cross-fitting in {parts} parts"
     held_out = HeldOut(
         scores=scores,
         peaks=peaks,
-        learnt_from=len(good) * (1 - 1 / max(parts, 1)) if len(good) > 1 else 1,
-        final_images=len(good),
+        learnt_from=images * (1 - 1 / max(parts, 1)) if images > 1 else 1,
+        final_images=images,
         how=how,
-        exchangeable=len(good) > 1,
+        exchangeable=images > 1,
         exponent=method.exponent,
     )
     # Models that a defect was left out of, but no good image, need no correction; calibration applies it to all.
@@ -74,12 +77,12 @@ def _say_part(say: Step, part: str, text: str, done: int, total: int, detail: st
     say(f"{text}{part}", done, total, detail)
 
 
-def _stand_in(module: nn.Module, image: ByteArray, pose: Pose) -> tuple[float, float]:
+def _stand_in(module: nn.Module, good: TrainingImages, pose: Pose) -> tuple[float, float]:
     """What another good image might score, from the only one there is: the lower of two guesses.
 
     Measured on the five sets and the demo's part, against the median of real good images: turned by 15 degrees the
     image scores .7 to 1.05 of it, but 2.2 times as much where a turn is itself a defect; turned by 5 degrees, .45 to
-    1.1. Rather too low than too high: a false reject is seen at once, an escape is not.
+    1.1. Rather too low than too high: a false reject is seen at once, an escape is not. Of tiles, each is turned.
 
     A model of parts at any angle knows turned copies; half-way between two of them is as far as an angle can be. This
     is the only guess then, with the factor of 5 degrees.
@@ -87,14 +90,18 @@ def _stand_in(module: nn.Module, image: ByteArray, pose: Pose) -> tuple[float, f
     guesses = []
     turns = ((15.0, 1.0), (5.0, _SMALL_TURN)) if pose.turns == 1 else ((180 / pose.turns, _SMALL_TURN),)
     for degrees, factor in turns:
-        scores, peaks = _scores(module, turned_copies(image, degrees))
-        guesses.append((factor * float(scores.mean()), factor * float(peaks.mean())))
+        found = [good.judge(0, partial(_score, module, way * degrees)) for way in (-1, 1)]
+        guesses.append(
+            (
+                factor * float(np.mean([score for score, _ in found])),
+                factor * float(np.mean([anomaly_map.max() for _, anomaly_map in found])),
+            )
+        )
     return min(guesses)
 
 
-def _scores(module: nn.Module, images: list[ByteArray]) -> tuple[FloatArray, FloatArray]:
-    prediction = predict_with_module(module, images)
-    return prediction.image_scores, prediction.anomaly_maps.max(axis=(1, 2))
+def _score(module: nn.Module, degrees: float, image: ByteArray) -> tuple[float, FloatArray]:
+    return predict_with_module(module, [turn(image, degrees) if degrees else image]).only
 
 
 def turned_copies(image: ByteArray, degrees: float) -> list[ByteArray]:

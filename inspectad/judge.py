@@ -27,7 +27,7 @@ def heatmap_path(output: Path, name: str) -> Path:
 
 
 def map_path(output: Path, name: str) -> Path:
-    """Where the raw anomaly map goes: 32-bit float TIFF at the model's input size."""
+    """Where the raw anomaly map goes: 32-bit float TIFF at the model's input size, or blended from tiles."""
     return output / "maps" / _with_suffix(name, ".tiff")
 
 

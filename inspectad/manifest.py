@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from inspectad.errors import ModelFileError
-from inspectad.images import FULL_SCALES, MAX_INPUT_PX, RESIZE_RULE
+from inspectad.images import FULL_SCALES, MAX_INPUT_PX, MIN_INPUT_PX, RESIZE_RULE
 from inspectad.records import Verdict
+from inspectad.tiles import MAX_TILE_PX, Tiling
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
+"""2 since models may have been trained on tiles, which an inspectad that knows none would take for whole images."""
 MAX_MANIFEST_BYTES: Final = 64 * 2**20
 _HUGE: Final = 1e300  # numbers beyond it, infinity and NaN are refused
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -100,7 +102,8 @@ class Manifest:
     Attributes:
         weights_sha256: of ``weights.safetensors`` as it was written together with this model.
         full_scale: white level of the training images, see `inspectad.images.full_scale_of`.
-        aspect_range: smallest and largest width / height among the training images.
+        tiling: how images are cut for the network; None where it sees whole images.
+        aspect_range: smallest and largest width / height among what the network saw of the training images.
         settings: the method's own numbers, for people to read.
         versions: of what made it.
     """
@@ -115,6 +118,7 @@ class Manifest:
     input_size_hw: tuple[int, int]
     resize_rule: str
     full_scale: int
+    tiling: Tiling | None
     aspect_range: tuple[float, float]
     seed: int
     settings: dict[str, str]
@@ -150,7 +154,7 @@ def manifest_from_json(text: str) -> Manifest:
             f"it was written by a newer inspectad (schema {version}, this one reads up to {SCHEMA_VERSION}); "
             "install the newer inspectad here"
         )
-    manifest: Manifest = _build(Manifest, data, "manifest")
+    manifest: Manifest = _build(Manifest, data if version > 1 else {"tiling": None, **data}, "manifest")
     _check(manifest)
     return manifest
 
@@ -162,11 +166,21 @@ def _check(m: Manifest) -> None:
         (m.resize_rule != RESIZE_RULE, f"resize rule {m.resize_rule!r}, this inspectad has {RESIZE_RULE!r}"),
         (m.full_scale not in FULL_SCALES, f"white level {m.full_scale}"),
         (not c.threshold > 0 or not c.map_threshold > 0, "a threshold that is not positive"),
+        (m.tiling is not None and not _fits(m.tiling, m.input_size_hw), f"tiling {m.tiling}"),
         (not all(_SHA256.fullmatch(i.sha256) for i in (*m.good_images, *m.defect_images)), "a hash that is none"),
     ]
     for is_wrong, what in problems:
         if is_wrong:
             raise ModelFileError(f"its manifest cannot be used: {what[:200]}")
+
+
+def _fits(tiling: Tiling, input_size_hw: tuple[int, int]) -> bool:
+    return (
+        min(tiling.tile_hw) > 0
+        and max(tiling.tile_hw) <= MAX_TILE_PX
+        and 0 < tiling.overlap <= 0.5
+        and min(input_size_hw) >= MIN_INPUT_PX
+    )
 
 
 def _build(kind: Any, value: Any, where: str) -> Any:

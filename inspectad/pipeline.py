@@ -2,7 +2,8 @@
 
 One image: `Pipeline._inspect`, all of it in one thread: read and decode, resize, run the network, and the ``finish`` of
 the caller (verdict, pictures). So no image waits for another, no two stages compete for a core that a third one has,
-and the images that are in memory are those that are being worked on.
+and the images that are in memory are those that are being worked on. Only where a model sees tiles, those of an image
+are scored by several threads.
 """
 
 import contextlib
@@ -23,6 +24,7 @@ from inspectad.images import read_image, resize, to_8_bit
 from inspectad.manifest import Manifest
 from inspectad.network import Network
 from inspectad.records import ByteArray, FloatArray, Inspection
+from inspectad.tiles import score_tiles
 
 _IN_FLIGHT_BYTES: Final = 512 * 2**20  # decoded pixels of all workers, beyond which the next image waits
 _MOST_WORKERS: Final = 32
@@ -42,7 +44,10 @@ class Prepared:
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """What the network says of one image: its score, and its anomaly map (H, W) at the model's input size."""
+    """What the network says of one image: its score, and its anomaly map (H, W).
+
+    The map is at the model's input size, or blended from tiles (`inspectad.tiles.score_tiles`).
+    """
 
     score: float
     anomaly_map: FloatArray
@@ -66,7 +71,8 @@ def inspect_files(
     """
     workers = workers or min(cores(), _MOST_WORKERS) + (network.callers if network.callers > 1 else 0)
     ahead: _Ahead = queue.Queue(_WAITING * workers)
-    pipeline = Pipeline(manifest, network, finish)
+    tiles = None if manifest.tiling is None else ThreadPoolExecutor(workers, thread_name_prefix="inspectad-tile")
+    pipeline = Pipeline(manifest, network, finish, tiles)
     pool = ThreadPoolExecutor(workers, thread_name_prefix="inspectad")
     feeder = threading.Thread(target=pipeline.feed, args=(files, pool, ahead), daemon=True)
     threads_before = cv2.getNumThreads()
@@ -80,6 +86,8 @@ def inspect_files(
             yield item.result()
     finally:
         pipeline.stop(ahead)
+        if tiles is not None:
+            tiles.shutdown(wait=True, cancel_futures=True)  # an image of many tiles need not be finished
         pool.shutdown(wait=True, cancel_futures=True)
         cv2.setNumThreads(threads_before)
 
@@ -94,10 +102,15 @@ def _take(ahead: _Ahead) -> "Future[_Row] | BaseException | None":
 class Pipeline:
     """Files to rows; see the module's text."""
 
-    def __init__(self, manifest: Manifest, network: Network, finish: Finish) -> None:
+    def __init__(
+        self, manifest: Manifest, network: Network, finish: Finish, tiles: ThreadPoolExecutor | None = None
+    ) -> None:
+        """Args: tiles: where the tiles of an image are scored, many at a time, if the model sees tiles: there may be
+        few images in memory at a time, and they take long."""
         self._manifest = manifest
         self._network = network
         self._finish = finish
+        self._tiles = tiles
         self._budget = _Budget(_IN_FLIGHT_BYTES)
         self._stopped = threading.Event()
 
@@ -144,17 +157,21 @@ class Pipeline:
         return Prepared(file, started, source=source, source_hw=(source.shape[0], source.shape[1]))
 
     def _score(self, source: ByteArray) -> Scored:
+        if (tiling := self._manifest.tiling) is not None:
+            size_hw = self._manifest.input_size_hw
+            return Scored(*score_tiles(source, tiling, size_hw, self._network.score, self._tiles))
         return Scored(*self._network.score(resize(source, self._manifest.input_size_hw)))
 
 
 class _Budget:
     """Holds workers back while the images being worked on hold too many pixels; one is always let through.
 
-    How large an image is shows only when it is decoded, so each reserves what the largest so far took.
+    How large an image is shows only when it is decoded, so each reserves what the largest so far took; the first, which
+    may be as large as any, all there is.
     """
 
     def __init__(self, limit: int) -> None:
-        self._limit, self._used, self._images, self._largest = limit, 0, 0, limit // 8
+        self._limit, self._used, self._images, self._largest = limit, 0, 0, 0
         self._changed = threading.Condition()
         self._closed = False
 
@@ -163,11 +180,11 @@ class _Budget:
         """Wait for room for an image, and keep it while the block runs."""
         with self._changed:
             self._changed.wait_for(
-                lambda: self._closed or not self._images or self._used + self._largest <= self._limit
+                lambda: self._closed or not self._images or self._used + (self._largest or 1) <= self._limit
             )
             self._images += 1
-            self._used += self._largest
-            room = _Room(self, self._largest)
+            room = _Room(self, self._largest or self._limit)
+            self._used += room.reserved
         try:
             yield room
         finally:

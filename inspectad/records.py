@@ -38,6 +38,12 @@ class Prediction:
                 f"image_scores must be ({len(self.anomaly_maps)},) to fit the maps, got {self.image_scores.shape}"
             )
 
+    @property
+    def only(self) -> tuple[float, FloatArray]:
+        """Score and map (H, W) of a batch of one."""
+        (score,), (anomaly_map,) = self.image_scores, self.anomaly_maps
+        return float(score), anomaly_map
+
 
 @dataclass(frozen=True, slots=True)
 class Box:

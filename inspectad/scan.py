@@ -6,19 +6,26 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Final
 
 from inspectad.atomic import output_error, write_atomically
 from inspectad.detector import OnnxDetector
 from inspectad.errors import InspectadError, OutputError, UsageError
 from inspectad.image_files import RESULTS_MARKER, ImageFile, expand_arguments, read_path_list
 from inspectad.judge import Judge, heatmap_path, map_path
+from inspectad.manifest import Manifest
 from inspectad.network import Network, share
 from inspectad.pipeline import Prepared, inspect_files
 from inspectad.records import Inspection
 from inspectad.results import CSV_HEADER, FORMATS, Done, RowWriter, format_row, read_done, significant
+from inspectad.tiles import AUTO, parse_tile, seen_aspect, tile_for
+
+_UNCALIBRATED: Final = (
+    "a score is that of the worst of an image's tiles, and the threshold was not calibrated for these: expect more false "
+    "rejects; train with --tile, or find a --threshold by good images"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +37,7 @@ class ScanConfig:
         null: that list is separated by zero bytes instead of newlines.
         heatmaps: ``all``, or ``ng`` for those of NG images alone.
         threshold: replaces the calibrated one; the map threshold is scaled with it.
+        tile: longer side of the tiles that images are cut into, source pixels; None or ``auto`` as in training.
         batch_size: images a run of the network; 0 chooses, see `inspectad.network.share`.
         workers: images that are worked on at a time; 0 chooses.
         watch: ``images`` is one folder; go on with what comes into it, until interrupted. What has a row stays, as
@@ -42,6 +50,7 @@ class ScanConfig:
     heatmaps: str = ""
     maps: bool = False
     threshold: float | None = None
+    tile: int | str | None = None
     batch_size: int = 0
     workers: int = 0
     resume: bool = False
@@ -94,7 +103,7 @@ def scan(
         network: what runs the detector for many workers; made of it if absent.
         on_total: told how many images there are, when that is known beforehand.
         on_row: told each row once it is on disk.
-        on_warning: told what is amiss with a watched folder, in a thread of its own.
+        on_warning: told what a user should know at once; of a watched folder, in a thread of its own.
         stream: gets the same rows (standard output, when it is a pipe).
     Raises:
         UsageError: nothing there to scan under that name.
@@ -102,25 +111,28 @@ def scan(
     """
     started = time.perf_counter()
     kind = config.format
+    manifest = _tiled(config, detector.manifest)
     judge = Judge(detector, config.output, config.threshold, heatmaps=config.heatmaps, maps=config.maps)
     done = _already_done(config, detector, judge.threshold)
     summary = ScanSummary(earlier=Counter(done.verdicts))
     files = _images_to_come(config, done, on_warning) if config.watch else _images_to_scan(config, on_total, done)
-    write_atomically(config.output / RESULTS_MARKER, b"")
+    write_atomically(config.output / RESULTS_MARKER, _tile_note(config, detector))
+    if manifest.tiling != detector.manifest.tiling:
+        on_warning(_UNCALIBRATED)
     if not config.keeps_rows:
         _clear(config)  # not before the images were found: a misspelt name must not cost the last results
     with RowWriter(_rows_path(config, kind), kind, done.whole_bytes) as writer, contextlib.ExitStack() as stack:
         if stream is not None and kind == "csv":
             _send(stream, CSV_HEADER)
         network = stack.enter_context(contextlib.closing(network or share([detector], config.batch_size)))
-        rows = inspect_files(files, detector.manifest, network, judge.finish, workers=config.workers)
+        rows = inspect_files(files, manifest, network, judge.finish, workers=config.workers)
         for prepared, row in rows:
             record = format_row(row, kind)
             writer.write(record)
             if stream is not None:
                 _send(stream, record)
             summary.verdicts[row.verdict.value] += 1
-            _note_aspect(summary, detector, prepared)
+            _note_aspect(summary, manifest, prepared)
             if config.watch and summary.odd_aspect == [row.image]:  # there is no end at which to say so
                 on_warning(f"{row.image}: another aspect ratio than the training images, so it is distorted")
             on_row(row)
@@ -128,6 +140,22 @@ def scan(
     if not summary.all_verdicts:
         raise InspectadError("no image was named on standard input" if "-" in config.images else _no_images(config))
     return summary
+
+
+def _tiled(config: ScanConfig, manifest: Manifest) -> Manifest:
+    """The model's manifest, with the tiles that were asked for. Raises: UsageError."""
+    tile = parse_tile(config.tile)
+    if tile is None or tile == AUTO:
+        return manifest
+    if manifest.tiling is not None and tile == max(manifest.tiling.tile_hw):
+        return manifest
+    return replace(manifest, tiling=tile_for(int(tile), manifest.input_size_hw))
+
+
+def _tile_note(config: ScanConfig, detector: OnnxDetector) -> bytes:
+    """What the marker of the results says of tiles: nothing where they are those of the model."""
+    tiling = _tiled(config, detector.manifest).tiling
+    return b"" if tiling == detector.manifest.tiling else f"{tiling}\n".encode()
 
 
 def _no_images(config: ScanConfig) -> str:
@@ -169,6 +197,11 @@ def _already_done(config: ScanConfig, detector: OnnxDetector, threshold: float) 
     if not config.keeps_rows:
         return Done()
     earlier = read_done(path, config.format)
+    marker = config.output / RESULTS_MARKER
+    if earlier.images and marker.is_file() and marker.read_bytes() != _tile_note(config, detector):
+        raise OutputError(
+            f"{path}: its rows were made with other tiles; give the same --tile, or another folder with -o"
+        )
     if not earlier.models <= {detector.digest[:12]} or not earlier.thresholds <= {str(significant(threshold))}:
         raise OutputError(
             f"{path}: its rows were made by another model or threshold; "
@@ -202,10 +235,10 @@ def _rows_path(config: ScanConfig, kind: str) -> Path:
     return config.output / f"results.{kind}"
 
 
-def _note_aspect(summary: ScanSummary, detector: OnnxDetector, prepared: Prepared) -> None:
-    low, high = detector.manifest.aspect_range
+def _note_aspect(summary: ScanSummary, manifest: Manifest, prepared: Prepared) -> None:
+    low, high = manifest.aspect_range
     if prepared.source_hw[0]:
-        aspect = prepared.source_hw[1] / prepared.source_hw[0]
+        aspect = seen_aspect(prepared.source_hw, manifest.tiling)
         if not low / 1.1 <= aspect <= high * 1.1 and len(summary.odd_aspect) < 1000:
             summary.odd_aspect.append(prepared.file.name)
 

@@ -18,10 +18,14 @@ from inspectad.nn.pose_evidence import examine_pose
 from inspectad.nn.settings import TrainSettings
 from inspectad.pose import FIXED, Pose, pose_named
 from inspectad.progress import Step, silent
+from inspectad.tiles import AUTO, Tiling, parse_tile
 from inspectad.training_data import ReadableImage, TrainingImages, spread
+from inspectad.training_tiles import MOST_TEACHING
 
 MOST_EPOCHS: Final = 10000
 _SHARES: Final = 16  # good images whose part is measured
+FAR_LARGER: Final = 3.0
+"""Images so many times as long as the network's input are tiled by ``--tile auto``."""
 SMALL_PART: Final = 0.25
 SMALL_PART_SCALE: Final = 1.5
 """Parts at any angle that fill no more than `SMALL_PART` of the image get an input so many times as long, unless the
@@ -35,6 +39,8 @@ class TrainConfig:
     Attributes:
         masks: folder of truth masks of the defects, named like them.
         size_px: longer side of the network's input; None chooses it from the images.
+        tile: longer side of a tile in source pixels; ``auto`` tiles images far larger than the network's input; None
+            shows the network whole images.
         false_reject_rate: share of good images that may be called NG.
         pose: in which ways parts lie, a name of `inspectad.pose.POSES`; ``auto`` asks the good images.
         epochs: how long a method that trains a network does so; None for its own.
@@ -47,6 +53,7 @@ class TrainConfig:
     masks: Path | None = None
     method: str = "memory_bank"
     size_px: int | None = None
+    tile: int | str | None = None
     backbone: str = "efficientnet_lite0"
     backbone_weights: Path | None = None
     false_reject_rate: float = 0.1
@@ -68,6 +75,7 @@ def check_config(config: TrainConfig) -> None:
         raise UsageError(f"--epochs {config.epochs}: {config.method} does not train in epochs; leave the option out")
     if config.epochs is not None and not 1 <= config.epochs <= MOST_EPOCHS:
         raise UsageError(f"--epochs {config.epochs}: give a number from 1 to {MOST_EPOCHS}")
+    _check_tile(config)
     if config.masks is not None and not METHODS[config.method].learns_masks:
         raise UsageError(f"--masks {config.masks}: {config.method} has no use for masks; leave the option out")
     if config.masks is not None and config.defects is None:
@@ -78,8 +86,44 @@ def check_config(config: TrainConfig) -> None:
         raise UsageError(f"{config.output}: is a file; give a folder for the model with -o")
 
 
+def _check_tile(config: TrainConfig) -> None:
+    if parse_tile(config.tile) is not None and METHODS[config.method].needs_defects:
+        raise UsageError(
+            f"--tile {config.tile}: {config.method} learns from defects, and cannot know which tile of an image shows "
+            "one; use --method memory_bank, or train on crops and give --tile to scan"
+        )
+
+
+def choose_tiling(config: TrainConfig, good: Sequence[ReadableImage]) -> tuple[Tiling | None, str]:
+    """Whether the network sees tiles, and why.
+
+    Tiles are square, or as narrow as the usual image is. Automatically they are cut where images are at least
+    `FAR_LARGER` times as long as the network's input, and so large that no pixel is lost.
+    """
+    tile = parse_tile(config.tile)
+    if tile is None:
+        return None, ""
+    longest = reduction(good, config.size_px)
+    if tile == AUTO and longest < FAR_LARGER:
+        return None, f"none: images are {longest:.1f} times as long as the input, tiles are cut from {FAR_LARGER:g} on"
+    side = max(choose_input_size([(1, 1)], config.size_px)) if tile == AUTO else int(tile)
+    height, width = (int(np.median([image.size_hw[axis] for image in good])) for axis in (0, 1))
+    tiling = Tiling(tile_hw=(min(side, height), min(side, width)))
+    return tiling, f"{tiling}" + (f"; images are {longest:.1f} times as long as the input" if tile == AUTO else "")
+
+
+def reduction(good: Sequence[ReadableImage], size_px: int | None) -> float:
+    """How many times as long as the network's input the usual image is, if it is seen as a whole."""
+    longer = float(np.median([max(image.size_hw) for image in good]))
+    return longer / max(choose_input_size([image.size_hw for image in good], size_px))
+
+
 def choose_settings(
-    config: TrainConfig, good: Sequence[ReadableImage], full_scale: int, say: Step = silent
+    config: TrainConfig,
+    good: Sequence[ReadableImage],
+    full_scale: int,
+    say: Step = silent,
+    tiling: Tiling | None = None,
 ) -> tuple[TrainSettings, dict[str, str]]:
     """Input size and pose, from the good images where the user did not say.
 
@@ -90,7 +134,7 @@ def choose_settings(
     """
     sizes_hw = [image.size_hw for image in good]
     settings = TrainSettings(
-        input_size_hw=choose_input_size(sizes_hw, config.size_px),
+        input_size_hw=choose_input_size(sizes_hw, config.size_px) if tiling is None else _tile_input(config, tiling),
         backbone=config.backbone,
         backbone_weights=config.backbone_weights,
         epochs=config.epochs,
@@ -99,9 +143,9 @@ def choose_settings(
     )
     # At the usual size, whatever size was asked for: it suffices, and was measured.
     images = TrainingImages(good, choose_input_size(sizes_hw), full_scale)
-    pose, reason = _choose_pose(config, images, settings, say)
+    pose, reason = _choose_pose(config, images, settings, say, len(good) if tiling is None else MOST_TEACHING)
     reasons = {"pose": str(pose), "pose from": reason}
-    if pose.turns > 1 and config.size_px is None:
+    if pose.turns > 1 and config.size_px is None and tiling is None:
         shares = [share for i in spread(len(images), _SHARES) if (share := part_share(images[i])) is not None]
         if shares and np.median(shares) <= SMALL_PART:
             settings = dataclasses.replace(settings, input_size_hw=choose_input_size(sizes_hw, scale=SMALL_PART_SCALE))
@@ -109,17 +153,28 @@ def choose_settings(
     return dataclasses.replace(settings, pose=pose), reasons
 
 
-def _choose_pose(config: TrainConfig, good: TrainingImages, settings: TrainSettings, say: Step) -> tuple[Pose, str]:
-    """The pose that the user or the good images name, and what it rests on."""
+def _tile_input(config: TrainConfig, tiling: Tiling) -> tuple[int, int]:
+    """A tile's input size: as long as the tile where that was chosen automatically, else as for an image."""
+    longer_px = max(tiling.tile_hw) if config.tile == AUTO else None
+    return choose_input_size([tiling.tile_hw], config.size_px or longer_px)
+
+
+def _choose_pose(
+    config: TrainConfig, good: TrainingImages, settings: TrainSettings, say: Step, taught: int
+) -> tuple[Pose, str]:
+    """The pose that the user or the good images name, and what it rests on. Args: taught: images or tiles that teach.
+
+    The tiles of an image that is turned are turned tiles of the image, so whole images tell for tiles as well.
+    """
     if config.pose != "auto":
-        return pose_named(config.pose, len(good)), f"the option {config.pose}"
+        return pose_named(config.pose, taught), f"the option {config.pose}"
     if len(good) == 1:
         return FIXED, "one good image cannot tell how others lie: say --pose any if at any angle"
     backbone, _ = load_backbone(settings.backbone, settings.backbone_weights)
     evidence = examine_pose(
         good, backbone.to(settings.device), settings.device, lambda n, of: say("looking how parts lie", n, of)
     )
-    return evidence.pose(len(good)), str(evidence)
+    return evidence.pose(taught), str(evidence)
 
 
 def torch_device(name: str) -> str:

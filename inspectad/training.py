@@ -34,7 +34,8 @@ from inspectad.onnx_graph import (
 )
 from inspectad.progress import Step, silent
 from inspectad.records import ByteArray
-from inspectad.train_config import TrainConfig, check_config, choose_settings
+from inspectad.tiles import AUTO, Tiling, seen_aspect
+from inspectad.train_config import TrainConfig, check_config, choose_settings, choose_tiling, reduction
 from inspectad.training_data import (
     DefectImages,
     DefectMasks,
@@ -46,7 +47,10 @@ from inspectad.training_data import (
     spread,
     survey,
 )
+from inspectad.training_tiles import TrainingTiles
 
+HUGE: Final = 8.0
+"""Of images so many times as long as the network's input, ``train`` says that small defects vanish in them."""
 SAMPLES: Final = 16
 """Training images kept (at input size) in ``weights.safetensors``, for the parity proof and for int8 calibration."""
 
@@ -78,20 +82,21 @@ def train(config: TrainConfig, say: Step = silent) -> TrainReport:
     selection = _select(config, say)
     if method.needs_defects and not selection.defects:
         raise UsageError(f"{config.method} learns from defects: give a folder of them, or use --method memory_bank")
-    masks = _find_masks(config, selection)
-    settings, reasons = choose_settings(config, selection.good, selection.full_scale, say)
-    good = TrainingImages(selection.good, settings.input_size_hw, selection.full_scale)
-    defects = DefectImages(selection.defects, settings.input_size_hw, selection.full_scale, masks.paths)
-    trainer = method.trainer(good, defects, settings)
+    tiling, why = choose_tiling(config, selection.good)
+    masks = _find_masks(config, selection, tiling)
+    settings, reasons = choose_settings(config, selection.good, selection.full_scale, say, tiling)
+    given = _images(selection, masks, settings, tiling)
+    trainer = method.trainer(given.good, given.known, settings)
     say("learning what good looks like", 0, 1)
-    fitted = trainer.fit(range(len(good)), range(len(defects)), say)
+    fitted = trainer.fit(range(len(given.good)), range(len(given.known)), say)
     module = fitted.module
-    held_out, scores = score_held_out(trainer, good, defects, method, module, settings.pose, say)
+    held_out, scores = score_held_out(trainer, given.good, given.defects, method, module, settings.pose, say)
     calibration, suspects = calibrate(held_out, scores, config.false_reject_rate)
     say("exporting and proving the graph", 0, 1)
-    graph, parity, samples = _export_and_prove(module, good, defects, calibration)
+    graph, parity, samples = _export_and_prove(module, given.good, given.known, calibration)
     weights = pack_weights(module, samples)
-    manifest = _manifest(config, settings, {**reasons, **fitted.notes}, selection, calibration, parity, weights)
+    notes = {**reasons, **_about_tiles(given, why), **fitted.notes}
+    manifest = _manifest(config, settings, tiling, notes, selection, calibration, parity, weights)
     data = append_manifest(graph, manifest)
     write_model(config.output, data, manifest, weights)
     return TrainReport(
@@ -101,6 +106,7 @@ def train(config: TrainConfig, say: Step = silent) -> TrainReport:
             *selection.warnings,
             *masks.warnings,
             *_more_defects(selection),
+            *_vanishing(config, selection),
             *_suspicions(selection, suspects, calibration),
         ),
         auroc(np.array(calibration.good_scores), np.array(calibration.defect_scores)),
@@ -123,10 +129,53 @@ def _select(config: TrainConfig, say: Step) -> Selection:
     return select(good, defects)
 
 
-def _find_masks(config: TrainConfig, selection: Selection) -> DefectMasks:
+def _find_masks(config: TrainConfig, selection: Selection, tiling: Tiling | None) -> DefectMasks:
     if config.masks is None:
         return DefectMasks((None,) * len(selection.defects), ())
+    if tiling is not None:
+        raise UsageError(
+            f"--masks {config.masks}: with tiles, defects set the threshold alone and masks teach nothing; "
+            "leave --masks or --tile out"
+        )
     return find_masks(config.masks, selection.defects)
+
+
+@dataclass(frozen=True, slots=True)
+class _Given:
+    """What there is to train on.
+
+    Attributes:
+        good: what teaches what good looks like.
+        known: the defects that teach what a defect looks like.
+        defects: all defects, which the threshold is told of.
+    """
+
+    good: TrainingImages
+    known: DefectImages
+    defects: TrainingImages
+
+
+def _images(selection: Selection, masks: DefectMasks, settings: TrainSettings, tiling: Tiling | None) -> _Given:
+    size_hw, full_scale = settings.input_size_hw, selection.full_scale
+    if tiling is None:
+        known = DefectImages(selection.defects, size_hw, full_scale, masks.paths)
+        return _Given(TrainingImages(selection.good, size_hw, full_scale), known, known)
+    # Which of a defect's tiles show it is not known, so none of them teaches.
+    return _Given(
+        TrainingTiles(selection.good, size_hw, full_scale, tiling),
+        DefectImages((), size_hw, full_scale, ()),
+        TrainingTiles(selection.defects, size_hw, full_scale, tiling, most=0),
+    )
+
+
+def _about_tiles(given: _Given, why: str) -> dict[str, str]:
+    """What people should know of the tiles. Args: why there are some or none; empty when nobody asked."""
+    if not isinstance(given.good, TrainingTiles):
+        return {"tiles": why} if why else {}
+    notes = {"tiles": f"{why}; {len(given.good)} of {given.good.tiles} teach"}
+    if given.defects.images:
+        notes["weight of the defects"] = "0.00: which tile of an image shows its defect is not known"
+    return notes
 
 
 def _export_and_prove(
@@ -174,6 +223,7 @@ def unpack_weights(data: bytes) -> tuple[dict[str, Tensor], list[ByteArray]]:
 def _manifest(
     config: TrainConfig,
     settings: TrainSettings,
+    tiling: Tiling | None,
     described: dict[str, str],
     selection: Selection,
     calibration: Calibration,
@@ -183,7 +233,7 @@ def _manifest(
     import onnx
     import onnxruntime
 
-    aspects = [i.size_hw[1] / i.size_hw[0] for i in selection.good]
+    aspects = [seen_aspect(i.size_hw, tiling) for i in selection.good]
     return Manifest(
         schema_version=SCHEMA_VERSION,
         created_by=f"inspectad {__version__}",
@@ -195,6 +245,7 @@ def _manifest(
         input_size_hw=settings.input_size_hw,
         resize_rule=RESIZE_RULE,
         full_scale=selection.full_scale,
+        tiling=tiling,
         aspect_range=(min(aspects), max(aspects)),
         seed=config.seed,
         settings=described,
@@ -222,6 +273,16 @@ def _more_defects(selection: Selection) -> list[str]:
     return [
         f"{defects} defects, but only {good} good images: what is good is learnt from good images alone, and so is how "
         "many of them will be called NG; add good images first"
+    ]
+
+
+def _vanishing(config: TrainConfig, selection: Selection) -> list[str]:
+    times = reduction(selection.good, config.size_px)
+    if config.tile is not None or times <= HUGE:
+        return []
+    return [
+        f"the images are {times:.0f} times as long as the network's input: a defect smaller than about "
+        f"{8 * times:.0f} pixels vanishes; --tile {AUTO} inspects them piece by piece, with every pixel"
     ]
 
 

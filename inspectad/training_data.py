@@ -1,18 +1,21 @@
 """The training images: which of them can be used, of what depth and size, and their pixels in bounded memory."""
 
 import hashlib
+import math
 import os
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from inspectad.errors import TrainingError, UnreadableImageError, UsageError
 from inspectad.image_files import ImageFile, find_images
 from inspectad.images import decode_image, full_scale_of, read_file, read_image, resize, to_8_bit
 from inspectad.masks import mask_path, read_mask
-from inspectad.records import ByteArray
+from inspectad.records import ByteArray, FloatArray
+from inspectad.tiles import Score
 
 _CACHE_BYTES = 512 * 2**20  # decoded images kept; beyond it they are read again when they are needed again
 
@@ -53,14 +56,21 @@ def survey(folder: Path, exclude: Sequence[Path] = ()) -> Survey:
     Raises: UsageError when there is no such folder.
     """
     readable, unreadable = [], []
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        files = find_images(folder, *exclude)
-        for file, result in zip(files, pool.map(_examine, files), strict=True):
+    files = find_images(folder, *exclude)
+    first = [_examine(file) for file in files[:1]]  # says how large they are, and so how many can be open at a time
+    with ThreadPoolExecutor(_threads(first)) as pool:
+        for file, result in zip(files, chain(first, pool.map(_examine, files[1:])), strict=True):
             if isinstance(result, ReadableImage):
                 readable.append(result)
             else:
                 unreadable.append((file.name, result))
     return Survey(folder, tuple(readable), tuple(unreadable))
+
+
+def _threads(examined: Sequence[ReadableImage | str]) -> int:
+    """How many images like these can be decoded at a time within `_CACHE_BYTES`; decoding holds each twice."""
+    sizes = [math.prod(i.size_hw) * (6 if i.is_8_bit else 12) for i in examined if isinstance(i, ReadableImage)]
+    return max(1, min(8, os.cpu_count() or 1, _CACHE_BYTES // max(sizes, default=1)))
 
 
 def _examine(file: ImageFile) -> ReadableImage | str:
@@ -70,10 +80,12 @@ def _examine(file: ImageFile) -> ReadableImage | str:
     except UnreadableImageError as error:
         return str(error)
     pixels = image.pixels
+    of_pixels = hashlib.sha256(str(pixels.shape).encode())
+    of_pixels.update(pixels.data)
     return ReadableImage(
         file,
         hashlib.sha256(data).hexdigest(),
-        hashlib.sha256(str(pixels.shape).encode() + pixels.tobytes()).hexdigest(),
+        of_pixels.hexdigest(),
         image.size_hw,
         image.is_8_bit,
         int(pixels.max()),
@@ -157,7 +169,7 @@ def _of_one_depth(
 
 
 class TrainingImages(Sequence[ByteArray]):
-    """Images as the network sees them, uint8 (H, W, 3), by index."""
+    """What the network learns from, as it sees it, uint8 (H, W, 3), by index: here an image each."""
 
     def __init__(self, images: Sequence[ReadableImage], input_size_hw: tuple[int, int], full_scale: int) -> None:
         self.images = tuple(images)
@@ -170,20 +182,31 @@ class TrainingImages(Sequence[ByteArray]):
         return len(self.images)
 
     def __getitem__(self, index: int) -> ByteArray:  # type: ignore[override]  # slices are not needed
-        """Raises: TrainingError when the file has changed or gone since the survey."""
+        """Raises: TrainingError, see `source`."""
         if index in self._cache:
             return self._cache[index]
         if not 0 <= index < len(self.images):
             raise IndexError(index)
-        path = self.images[index].file.path
-        try:
-            pixels = to_8_bit(read_image(path), self.full_scale)
-        except UnreadableImageError as error:
-            raise TrainingError(f"{path}: changed while training ({error}); train again") from error
-        prepared = resize(pixels, self.input_size_hw)
+        prepared = resize(self.source(index), self.input_size_hw)
         if len(self._cache) < self._capacity:
             self._cache[index] = prepared
         return prepared
+
+    def source(self, image: int) -> ByteArray:
+        """An image in its own size. Raises: TrainingError when the file has changed or gone since the survey."""
+        path = self.images[image].file.path
+        try:
+            return to_8_bit(read_image(path), self.full_scale)
+        except UnreadableImageError as error:
+            raise TrainingError(f"{path}: changed while training ({error}); train again") from error
+
+    def teaching(self, images: Sequence[int]) -> list[int]:
+        """Indices of what there is to learn from of these images."""
+        return list(images)
+
+    def judge(self, image: int, score: Score) -> tuple[float, FloatArray]:
+        """Score and anomaly map of one image, as a scan would find them. Args: score: the network."""
+        return score(self[image])
 
 
 def spread(count: int, wanted: int) -> list[int]:

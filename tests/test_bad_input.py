@@ -710,7 +710,7 @@ def with_calibration(manifest: Manifest, **changes: object) -> Manifest:
 
 
 HOSTILE: dict[str, tuple[Callable[[Manifest], Manifest], str]] = {
-    "newer": (lambda m: dataclasses.replace(m, schema_version=2), "newer inspectad"),
+    "newer": (lambda m: dataclasses.replace(m, schema_version=3), "newer inspectad"),
     "huge input": (lambda m: dataclasses.replace(m, input_size_hw=(10**6, 10**6)), "input size"),
     "other input": (lambda m: dataclasses.replace(m, input_size_hw=(2048, 2048)), "not what its manifest says"),
     "no input": (lambda m: dataclasses.replace(m, input_size_hw=(0, -16)), "input size"),

@@ -247,6 +247,20 @@ def test_contours_of_a_large_source_fit_its_enlarged_map() -> None:
     assert ndimage.distance_transform_edt(~contour)[edge].max() <= 8
 
 
+def test_a_small_region_of_a_large_image_stays_visible_within_a_frame() -> None:
+    """As of tiles: the map has many places, and a line thick enough for the whole image would cover the region."""
+    values = np.zeros((500, 500), np.float32)
+    values[300:303, 200:230] = 1.3 * LEVEL
+    picture = overlay(values, np.zeros((4000, 4000, 3), np.uint8))
+    region = picture[2408:2416, 1612:1828]
+    assert ((region != 0).any(axis=2) & (region != (220, 0, 0)).any(axis=2)).mean() > 0.8  # colours, no line
+    line = (picture == (220, 0, 0)).all(axis=2)
+    assert not line[1500:2350].any()
+    framed = np.flatnonzero(line.any(axis=1) & (np.arange(4000) > 1500))
+    assert 2350 < framed[0] < 2380
+    assert 2440 < framed[-1] < 2475
+
+
 @settings(QUICK, max_examples=60)
 @given(st.integers(1, 260), st.integers(1, 260), MAPS, st.sampled_from(["OK", "NG"]))
 @example(1, 1, np.full((4, 4), 9.0, np.float32), "NG")

@@ -17,7 +17,7 @@ from onnx import TensorProto, helper
 from inspectad.atomic import write_atomically, write_together
 from inspectad.detector import OnnxDetector
 from inspectad.errors import InspectadError, ModelFileError, OutputError
-from inspectad.images import FULL_SCALES, MAX_INPUT_PX, RESIZE_RULE
+from inspectad.images import FULL_SCALES, MAX_INPUT_PX, MIN_INPUT_PX, RESIZE_RULE
 from inspectad.manifest import (
     SCHEMA_VERSION,
     Calibration,
@@ -28,19 +28,22 @@ from inspectad.manifest import (
     manifest_to_json,
 )
 from inspectad.model_file import append_manifest, manifest_yaml, onnx_path, write_model
+from inspectad.tiles import MAX_TILE_PX, Tiling
 
 QUICK = settings(deadline=None, max_examples=60)
-INPUT_HW = (4, 6)
+INPUT_HW = (64, 96)
 
 NUMBERS = st.floats(-1e200, 1e200)
 SCORES = st.lists(st.floats(0, 1e6), max_size=4).map(tuple)
 TEXTS = st.text(max_size=12) | st.sampled_from(["", " ", "no", "1", "null", "a: b", "- x", "\n", "é漢", "#", "\u2028"])
 NAMES = TEXTS | st.binary(min_size=1, max_size=6).map(os.fsdecode)  # file names need not be UTF-8
 COUNTS = st.integers(0, 10**6)
-SIDES = st.integers(1, 2 * MAX_INPUT_PX)
+SIDES = st.integers(MIN_INPUT_PX, 2 * MAX_INPUT_PX)
 HASHES = st.text("0123456789abcdef", min_size=64, max_size=64)
 IMAGES = st.lists(st.builds(TrainedOn, name=NAMES, sha256=HASHES), max_size=3).map(tuple)
 POSITIVE = st.floats(1e-6, 1e6)
+TILES = st.integers(1, MAX_TILE_PX)
+TILINGS = st.builds(Tiling, tile_hw=st.tuples(TILES, TILES), overlap=st.floats(0.01, 0.5))
 MANIFESTS = st.builds(
     Manifest,
     schema_version=st.just(SCHEMA_VERSION),
@@ -53,6 +56,7 @@ MANIFESTS = st.builds(
     input_size_hw=st.tuples(SIDES, SIDES),
     resize_rule=st.just(RESIZE_RULE),
     full_scale=st.sampled_from(FULL_SCALES),
+    tiling=st.none() | TILINGS,
     aspect_range=st.tuples(POSITIVE, POSITIVE),
     seed=st.integers(-(2**60), 2**60),
     settings=st.dictionaries(TEXTS, TEXTS, max_size=3),
@@ -96,6 +100,7 @@ MANIFEST = Manifest(
     input_size_hw=INPUT_HW,
     resize_rule=RESIZE_RULE,
     full_scale=255,
+    tiling=Tiling(tile_hw=(200, 300)),
     aspect_range=(1.5, 1.5),
     seed=0,
     settings={"bank_size": "7"},
@@ -201,7 +206,7 @@ EVERY_PLACE = pytest.mark.parametrize("path", ALL_PLACES, ids=lambda p: ".".join
 
 
 def test_every_field_of_the_schema_is_tried_below() -> None:
-    kinds = (Manifest, Calibration, Parity, TrainedOn, TrainedOn)
+    kinds = (Manifest, Tiling, Calibration, Parity, TrainedOn, TrainedOn)
     assert len(ALL_PLACES) == sum(len(dataclasses.fields(kind)) for kind in kinds)
 
 
@@ -226,6 +231,8 @@ WRONG = {
 def test_a_value_of_the_wrong_type_is_refused_with_its_place(path: tuple[Any, ...]) -> None:
     right = manifest_to_json(MANIFEST)
     for wrong in WRONG[type(parent_of(json.loads(right), path)[path[-1]])]:
+        if wrong is None and path == ("tiling",):
+            continue  # whole images
         data = json.loads(right)
         parent_of(data, path)[path[-1]] = wrong
         with pytest.raises(ModelFileError, match=f"damaged.*{path[-1]}") as caught:
@@ -271,8 +278,14 @@ def test_any_text_is_a_manifest_or_refused(text: str) -> None:
 
 def test_a_newer_schema_says_what_to_do() -> None:
     data = json.loads(manifest_to_json(MANIFEST)) | {"schema_version": SCHEMA_VERSION + 1}
-    with pytest.raises(ModelFileError, match=r"newer inspectad \(schema 2, this one reads up to 1\); install"):
+    with pytest.raises(ModelFileError, match=r"newer inspectad \(schema 3, this one reads up to 2\); install"):
         manifest_from_json(json.dumps(data))
+
+
+def test_a_model_of_the_first_schema_sees_whole_images() -> None:
+    data = json.loads(manifest_to_json(MANIFEST)) | {"schema_version": 1}
+    del data["tiling"]
+    assert manifest_from_json(json.dumps(data)) == dataclasses.replace(MANIFEST, schema_version=1, tiling=None)
 
 
 @pytest.mark.parametrize(
@@ -298,6 +311,11 @@ def test_a_calibration_that_makes_no_sense_is_refused(change: dict[str, Any], me
         ({"full_scale": 256}, "white level"),
         ({"input_size_hw": (0, 6)}, "input size"),
         ({"input_size_hw": (4, 10**9)}, "input size"),
+        ({"input_size_hw": (32, 96)}, "tiling"),
+        ({"tiling": Tiling(tile_hw=(0, 300))}, "tiling"),
+        ({"tiling": Tiling(tile_hw=(300, 10**6))}, "tiling"),
+        ({"tiling": Tiling(tile_hw=(300, 300), overlap=0.0)}, "tiling"),
+        ({"tiling": Tiling(tile_hw=(300, 300), overlap=0.9)}, "tiling"),
         ({"good_images": (TrainedOn(name="a", sha256="x"),)}, "hash"),
     ],
 )
@@ -376,7 +394,7 @@ def test_an_onnx_file_of_somebody_else_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_graph_that_does_not_fit_its_manifest_is_refused(tmp_path: Path) -> None:
-    data = append_manifest(small_graph(), dataclasses.replace(MANIFEST, input_size_hw=(6, 4)))
+    data = append_manifest(small_graph(), dataclasses.replace(MANIFEST, input_size_hw=(96, 64)))
     with pytest.raises(ModelFileError, match="its graph is not what its manifest says"):
         load(tmp_path / "model.onnx", data)
 
