@@ -31,14 +31,14 @@ def main(model: str, paths: list[str]) -> int:
     manifest = json.loads(session.get_modelmeta().custom_metadata_map["inspectad_manifest"])
     threshold = manifest["calibration"]["threshold"]
     height, width = manifest["input_size_hw"]
-    if manifest["schema_version"] != 1 or manifest["resize_rule"] != "area-down-linear-up":
+    if manifest["schema_version"] != 1 or manifest["resize_rule"] != "jpeg-reduced-area-down-linear-up":
         sys.exit(f"error: {model} was made by an inspectad of other rules than those in this file")
     if manifest["full_scale"] != 255:
         sys.exit(f"error: {model} was trained on 16-bit files (white at {manifest['full_scale']}); this reads 8-bit")
 
     seen = set()
     for path in paths:
-        image = read_rgb(path)
+        image = read_rgb(path, height, width)
         if image is None:
             seen.add("UNREADABLE")
             print(f"UNREADABLE  {path}")
@@ -51,8 +51,12 @@ def main(model: str, paths: list[str]) -> int:
     return 3 if "NG" in seen else 4 if "UNREADABLE" in seen else 0
 
 
-def read_rgb(path: str) -> np.ndarray | None:
-    """8-bit RGB, upright; None for what is no image, is damaged, or has 16 bits. OpenCV 4 lets torn files through."""
+def read_rgb(path: str, height: int, width: int) -> np.ndarray | None:
+    """8-bit RGB, upright; None for what is no image, is damaged, or has 16 bits. OpenCV 4 lets torn files through.
+
+    The first half of the rule 'jpeg-reduced-area-down-linear-up': a JPEG is decoded at an eighth, a quarter or half of
+    its size, the least of these that leaves at least twice the input on both axes.
+    """
     try:
         data = np.fromfile(path, np.uint8)
     except OSError:
@@ -60,11 +64,23 @@ def read_rgb(path: str) -> np.ndarray | None:
     if not data.size:
         return None
     image = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)  # grey and alpha become BGR, EXIF is applied
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB) if image is not None and image.dtype == np.uint8 else None
+    if image is None or image.dtype != np.uint8:
+        return None
+    if data[:3].tobytes() == b"\xff\xd8\xff":
+        longer, shorter = max(image.shape[:2]) // 2, min(image.shape[:2]) // 2
+        for reduction, flag in (
+            (8, cv2.IMREAD_REDUCED_COLOR_8),
+            (4, cv2.IMREAD_REDUCED_COLOR_4),
+            (2, cv2.IMREAD_REDUCED_COLOR_2),
+        ):
+            if longer >= reduction * max(height, width) and shorter >= reduction * min(height, width):
+                image = cv2.imdecode(data, flag)
+                break
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
 def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """The rule 'area-down-linear-up': area averaging on each axis that shrinks, then linear on each that grows."""
+    """The second half of the rule: area averaging on each axis that shrinks, then linear on each that grows."""
     smaller = min(height, image.shape[0]), min(width, image.shape[1])
     if smaller != image.shape[:2]:
         image = cv2.resize(image, (smaller[1], smaller[0]), interpolation=cv2.INTER_AREA)

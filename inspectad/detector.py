@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import dataclasses
 import hashlib
 import os
 import re
@@ -15,6 +16,7 @@ from typing import Any, Final, Self
 import numpy as np
 import onnxruntime as ort
 
+from inspectad.cores import lacks_vnni
 from inspectad.errors import InspectadError, ModelFileError, UsageError
 from inspectad.images import resize
 from inspectad.manifest import Manifest
@@ -24,6 +26,10 @@ from inspectad.tiles import score_tiles
 
 DEVICES: Final = ("auto", "cpu", "cuda", "tensorrt")
 _DEVICE: Final = re.compile(r"(cuda|tensorrt):(\d{1,3})")
+_NO_VNNI: Final = (
+    "this processor has no VNNI: an int8 model is slow here, and its scores may be others than where it was exported; "
+    "use the fp32 model"
+)
 _PROVIDERS: Final = {
     "cpu": "CPUExecutionProvider",
     "cuda": "CUDAExecutionProvider",
@@ -91,6 +97,9 @@ class OnnxDetector:
             raise ModelFileError(f"{path}: {error}") from error
         except UnicodeDecodeError as error:
             raise ModelFileError(f"{path}: damaged (its metadata is no text); copy it again or train again") from error
+        if provider.device == "cpu" and manifest.precision == "int8" and lacks_vnni():
+            # There, whole numbers are added up in 16 bits, which overflow.
+            provider = dataclasses.replace(provider, reason=_NO_VNNI)
         return cls(session, manifest, hashlib.sha256(data).hexdigest(), provider)
 
     @property

@@ -2,12 +2,13 @@
 
 import re
 import struct
+from collections.abc import Iterator
 from typing import Final
 
 # In entropy-coded data 0xFF is followed by a zero byte or a restart marker; anything else begins a segment.
 _JPEG_MARKER: Final = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])")
-_JPEG_WITHOUT_LENGTH: Final = (b"\x01", b"\xd8")
-_JPEG_END: Final = b"\xd9"
+_JPEG_END: Final = 0xD9
+_JPEG_WITHOUT_LENGTH: Final = (0x01, 0xD8, _JPEG_END)
 
 
 def is_whole(data: bytes) -> bool | None:
@@ -40,16 +41,20 @@ def _png(data: bytes) -> bool:
 
 def _jpeg(data: bytes) -> bool:
     """Walks the segments: an embedded thumbnail has an end of its own, so the last bytes alone prove nothing."""
+    return any(kind == _JPEG_END for kind, _ in jpeg_segments(data))
+
+
+def jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
+    """The markers of a JPEG file and where what they announce begins, as far as the data reaches."""
     at = 2
     while found := _JPEG_MARKER.search(data, at):
         at = found.end()
-        if found[1] == _JPEG_END:
-            return True
-        if found[1] not in _JPEG_WITHOUT_LENGTH:
+        kind = found[1][0]
+        yield kind, at
+        if kind not in _JPEG_WITHOUT_LENGTH:
             if at + 2 > len(data):
-                return False
+                return
             at += struct.unpack_from(">H", data, at)[0]
-    return False
 
 
 def _bmp(data: bytes) -> bool | None:

@@ -12,15 +12,22 @@ import numpy as np
 import numpy.typing as npt
 
 from inspectad.errors import UnreadableImageError
+from inspectad.jpeg import jpeg_reduction, jpeg_size
 from inspectad.records import ByteArray
 from inspectad.tiff import check_tiff, is_tiff
 
-RESIZE_RULE: Final = "area-down-linear-up"
+RESIZE_RULE: Final = "jpeg-reduced-area-down-linear-up"
 """Name of the resize rule below, stored with every model: a model made under another rule is refused."""
 
 FULL_SCALES: Final = (255, 1023, 4095, 16383, 65535)
 """White levels of 8-, 10-, 12-, 14- and 16-bit images. Above 8 bits the file says only 16: see `full_scale_of`."""
 
+_IMREAD: Final = {
+    1: cv2.IMREAD_COLOR_BGR | cv2.IMREAD_ANYDEPTH,
+    2: cv2.IMREAD_REDUCED_COLOR_2,
+    4: cv2.IMREAD_REDUCED_COLOR_4,
+    8: cv2.IMREAD_REDUCED_COLOR_8,
+}
 STRIDE: Final = 16
 MIN_INPUT_PX: Final = 64
 MAX_INPUT_PX: Final = 2048
@@ -68,8 +75,47 @@ def read_file(path: Path) -> bytes:
         raise UnreadableImageError(f"cannot be opened: {getattr(error, 'strerror', None) or error}") from error
 
 
-def decode_image(data: bytes) -> DecodedImage:
-    """Decode an image file's bytes. OpenCV 5 refuses truncated files of every format tried; 4 did not."""
+@dataclass(frozen=True, slots=True)
+class LoadedImage:
+    """What the resize rule makes of a file.
+
+    Attributes:
+        pixels: (h, w, 3) uint8 RGB at the input size.
+        source: (H, W, 3) uint8 RGB as in the file; None when it was decoded smaller, see `inspectad.jpeg`.
+        size_hw: of the file, upright.
+    """
+
+    pixels: ByteArray
+    source: ByteArray | None
+    size_hw: tuple[int, int]
+
+
+def load_image(data: bytes, size_hw: tuple[int, int], full_scale: int) -> LoadedImage:
+    """From a file's bytes to what the network sees: the resize rule, from its beginning.
+
+    Args:
+        data: of the file.
+        size_hw: the input size.
+        full_scale: of the training images, see `full_scale_of`.
+
+    Raises: UnreadableImageError.
+    """
+    reduction = jpeg_reduction(data, size_hw)
+    decoded = to_8_bit(decode_image(data, reduction), full_scale)
+    height, width = decoded.shape[:2]
+    if reduction == 1:
+        return LoadedImage(resize(decoded, size_hw), decoded, (height, width))
+    stored = jpeg_size(data)
+    assert stored is not None  # else there were no reduction
+    is_turned = (height > width) != (stored[0] > stored[1])
+    return LoadedImage(resize(decoded, size_hw), None, stored[::-1] if is_turned else stored)
+
+
+def decode_image(data: bytes, reduction: int = 1) -> DecodedImage:
+    """Decode an image file's bytes. OpenCV 5 refuses truncated files of every format tried; 4 did not.
+
+    Args: reduction: 2, 4 or 8 to decode a JPEG at so much less than its size (rounded up).
+    """
     if not data:
         raise UnreadableImageError("the file is empty (0 bytes); copy it again")
     cv2.utils.logging.setLogLevel(
@@ -79,7 +125,7 @@ def decode_image(data: bytes) -> DecodedImage:
         raise UnreadableImageError("a truncated PNG file; copy or export it again")  # libpng would write to stderr
     try:
         # Blue first: asked for red first, OpenCV 5.0 leaves the pixels of a 16-bit colour TIFF unwritten.
-        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_BGR | cv2.IMREAD_ANYDEPTH)
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), _IMREAD[reduction])
         if is_tiff(data):
             check_tiff(data, pixels)
     except cv2.error as error:
@@ -134,6 +180,8 @@ def to_8_bit(image: DecodedImage, full_scale: int) -> ByteArray:
 
 def resize(image: ByteArray, size_hw: tuple[int, int]) -> ByteArray:
     """The one resize rule: area averaging on an axis that shrinks (no aliasing), linear on one that grows.
+
+    Of a file, `load_image` is the whole rule: a large JPEG is decoded smaller before.
 
     Args:
         image: (H, W, 3) or (H, W), uint8.

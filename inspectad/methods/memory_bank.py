@@ -197,7 +197,8 @@ class MemoryBankTrainer:
         (P,)."""
         offset = level.softness * vectors.square().sum(dim=1).sqrt().mean()
         candidates = soft_normalise(vectors[:, :, None, None], offset).flatten(0, 2).numpy()
-        chosen = greedy_coreset(project(candidates, PROJECTED, self._settings.seed), self._settings.bank_size)
+        size = max(1, round(level.bank_share * self._settings.bank_size))
+        chosen = greedy_coreset(project(candidates, PROJECTED, self._settings.seed), size)
         kept = np.sort(chosen)
         return LevelBank(level, offset, torch.from_numpy(candidates[kept])), owners[kept]
 

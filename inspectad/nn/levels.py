@@ -25,6 +25,7 @@ class Level:
         side: patches are averaged over side x side places.
         is_relative: the image's own mean is subtracted.
         dimensions: it is projected to so many; None for all channels.
+        bank_share: its bank holds so many vectors, as a share of ``TrainSettings.bank_size``.
     """
 
     source: int
@@ -33,15 +34,18 @@ class Level:
     side: int = 1
     is_relative: bool = False
     dimensions: int | None = None
+    bank_share: float = 1.0
 
     def __str__(self) -> str:
         parts = [f"map {self.source} of the backbone", f"{self.side} x {self.side} places"]
         parts += [f"{self.dimensions} random directions"] if self.dimensions else []
         parts += ["relative to the image's mean"] if self.is_relative else []
+        parts += [f"{self.bank_share:g} of the bank size"] if self.bank_share != 1 else []
         return ", ".join([*parts, f"weight {self.weight:g}"])
 
 
-_TWO_STAGES: Final = (Level(0), Level(1), Level(1, weight=0.7, softness=0.1, side=3, is_relative=True))
+# The map at stride 8 has four times the places of the others, and half a bank is as good for it (README).
+_TWO_STAGES: Final = (Level(0, bank_share=0.5), Level(1), Level(1, weight=0.7, softness=0.1, side=3, is_relative=True))
 LEVELS: Final[dict[str, tuple[Level, ...]]] = {
     "efficientnet_lite0": (*_TWO_STAGES[:2], Level(2, dimensions=160), _TWO_STAGES[2]),
 }
