@@ -23,8 +23,8 @@ from inspectad.results import CSV_HEADER, FORMATS, Done, RowWriter, format_row, 
 from inspectad.tiles import AUTO, parse_tile, seen_aspect, tile_for
 
 _UNCALIBRATED: Final = (
-    "a score is that of the worst of an image's tiles, and the threshold was not calibrated for these: expect more false "
-    "rejects; train with --tile, or find a --threshold by good images"
+    "a score is that of the worst of an image's tiles, and the threshold was not calibrated for these: expect more "
+    "false rejects; train with --tile, or find a --threshold by good images"
 )
 
 
