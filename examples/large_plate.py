@@ -58,7 +58,7 @@ def inspect(model: Path, images: Path, output: Path) -> list[Inspection]:
     """The rows of a scan with heatmaps."""
     rows: list[Inspection] = []
     scan(
-        ScanConfig(images=(str(images),), output=output, heatmaps=True),
+        ScanConfig(images=(str(images),), output=output, heatmaps="all"),
         inspectad.Detector.load(model),
         on_row=rows.append,
     )

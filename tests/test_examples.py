@@ -245,3 +245,16 @@ def test_elpv_protocol_splits_as_scikit_learn(monkeypatch):
     theirs = train_test_split(good, test_size=0.25, random_state=42)
     for ours, expected in zip(split(good), theirs, strict=True):
         assert np.array_equal(ours, np.sort(expected))
+
+
+def test_large_plate_finds_the_scratch_in_tiles(tmp_path):
+    options = ("--width", 1200, "--good", 3, "--output", "plates")
+    code, lines, messages = run_python("large_plate.py", *options, cwd=tmp_path)
+    assert code == 0, messages
+    x, y, width, height = map(int, lines[0].split()[1:])
+    good, scratched = (line for line in lines if line.startswith("tiles ") and ".png" in line)
+    assert " OK " in good
+    assert " NG " in scratched
+    found = np.array(scratched.split("threshold")[1].split(";")[0].split(), int)
+    assert np.abs(found - (x, y, width, height)).max() <= 60
+    assert (tmp_path / "plates/results_tiles/heatmaps/scratch.png.png").exists()
