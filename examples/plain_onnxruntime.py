@@ -31,7 +31,11 @@ def main(model: str, paths: list[str]) -> int:
     manifest = json.loads(session.get_modelmeta().custom_metadata_map["inspectad_manifest"])
     threshold = manifest["calibration"]["threshold"]
     height, width = manifest["input_size_hw"]
-    if manifest["schema_version"] != 1 or manifest["resize_rule"] != "jpeg-reduced-area-down-linear-up":
+    if (
+        manifest["schema_version"] != 2
+        or manifest["tiling"]
+        or manifest["resize_rule"] != "jpeg-reduced-area-down-linear-up"
+    ):
         sys.exit(f"error: {model} was made by an inspectad of other rules than those in this file")
     if manifest["full_scale"] != 255:
         sys.exit(f"error: {model} was trained on 16-bit files (white at {manifest['full_scale']}); this reads 8-bit")

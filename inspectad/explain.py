@@ -7,7 +7,7 @@ from pathlib import Path
 from inspectad.atomic import write_atomically
 from inspectad.errors import InspectadError, UnreadableImageError, UsageError
 from inspectad.image_files import RESULTS_MARKER, expand_arguments
-from inspectad.images import read_image, resize, to_8_bit
+from inspectad.images import decode_image, load_image, read_file, to_8_bit
 from inspectad.judge import explanation_path
 from inspectad.methods import METHODS
 from inspectad.png import encode_png
@@ -65,10 +65,12 @@ def explain(config: ExplainConfig, say: Step = silent) -> ExplainSummary:
     for done, file in enumerate(files):
         say("explaining", done, len(files), file.name)
         try:
-            source = to_8_bit(read_image(file.path), manifest.full_scale)
+            data = read_file(file.path)
+            pixels = load_image(data, manifest.input_size_hw, manifest.full_scale).pixels
+            source = to_8_bit(decode_image(data), manifest.full_scale)
         except UnreadableImageError as error:
             unreadable.append((file.name, str(error)))
             continue
-        picture = method.explain(module, resize(source, manifest.input_size_hw), source)
+        picture = method.explain(module, pixels, source)
         write_atomically(explanation_path(config.output, file.name), encode_png(picture))
     return ExplainSummary(len(files) - len(unreadable), tuple(unreadable), time.perf_counter() - started)

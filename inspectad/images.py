@@ -80,7 +80,7 @@ class LoadedImage:
     """What the resize rule makes of a file.
 
     Attributes:
-        pixels: (h, w, 3) uint8 RGB at the input size.
+        pixels: (h, w, 3) uint8 RGB at the input size, if one was given.
         source: (H, W, 3) uint8 RGB as in the file; None when it was decoded smaller, see `inspectad.jpeg`.
         size_hw: of the file, upright.
     """
@@ -90,19 +90,21 @@ class LoadedImage:
     size_hw: tuple[int, int]
 
 
-def load_image(data: bytes, size_hw: tuple[int, int], full_scale: int) -> LoadedImage:
+def load_image(data: bytes, size_hw: tuple[int, int] | None, full_scale: int) -> LoadedImage:
     """From a file's bytes to what the network sees: the resize rule, from its beginning.
 
     Args:
         data: of the file.
-        size_hw: the input size.
+        size_hw: the input size; None leaves the image as it is, for tiles to be cut from it.
         full_scale: of the training images, see `full_scale_of`.
 
     Raises: UnreadableImageError.
     """
-    reduction = jpeg_reduction(data, size_hw)
+    reduction = 1 if size_hw is None else jpeg_reduction(data, size_hw)
     decoded = to_8_bit(decode_image(data, reduction), full_scale)
     height, width = decoded.shape[:2]
+    if size_hw is None:
+        return LoadedImage(decoded, decoded, (height, width))
     if reduction == 1:
         return LoadedImage(resize(decoded, size_hw), decoded, (height, width))
     stored = jpeg_size(data)

@@ -11,13 +11,15 @@ import cv2
 
 from inspectad.atomic import write_atomically
 from inspectad.detector import OnnxDetector
+from inspectad.errors import UnreadableImageError
 from inspectad.heatmap import find_regions, region_level, render_overlay
-from inspectad.pipeline import Prepared, Scored
+from inspectad.pipeline import TOO_LARGE, Prepared, Scored
 from inspectad.png import encode_png
 from inspectad.records import Inspection, Verdict
 
 HEATMAPS: Final = ("all", "ng")
 """Of which images heatmaps can be asked for; "" for none."""
+_NO_NUMBER: Final = "the model gave no number for it; train again, or report this with the image"
 _LONGEST_NAME: Final = 255  # bytes, on all common file systems; temporary names are shorter
 
 
@@ -65,20 +67,19 @@ class Judge:
         """Judge one image and write its pictures."""
         name = prepared.file.name
         if scored is None or not math.isfinite(scored.score):
-            return Inspection(
-                image=name,
-                verdict=Verdict.UNREADABLE,
-                elapsed_ms=_ms_since(prepared.started),
-                model=self._model,
-                error=prepared.error or "the model gave no number for it; train again, or report this with the image",
-            )
+            return self._unreadable(prepared, prepared.error or _NO_NUMBER)
         score, anomaly_map = scored.score, scored.anomaly_map
         verdict = self._calibration.verdict(score, self.threshold)
         level = region_level(float(anomaly_map.max()), verdict, self.threshold, self._map_threshold)
         regions = find_regions(anomaly_map, level, prepared.source_hw)
-        if prepared.source is not None and (self._heatmaps == "all" or self._heatmaps == verdict.value.lower()):
+        if self._heatmaps in ("all", verdict.value.lower()):
             caption = f"{verdict}  score {score:.4g}  threshold {self.threshold:.4g}"
-            overlay = render_overlay(prepared.source, anomaly_map, level, caption, verdict)
+            try:
+                overlay = render_overlay(prepared.whole(), anomaly_map, level, caption, verdict)
+            except UnreadableImageError as error:  # all of it is decoded only now, see `inspectad.jpeg`
+                return self._unreadable(prepared, str(error))
+            except MemoryError:
+                return self._unreadable(prepared, TOO_LARGE)
             write_atomically(heatmap_path(self._output, name), encode_png(overlay))
         if self._maps:
             write_atomically(map_path(self._output, name), cv2.imencode(".tiff", anomaly_map)[1].tobytes())
@@ -94,6 +95,15 @@ class Judge:
             peak_y=regions.peak_xy[1],
             elapsed_ms=_ms_since(prepared.started),
             model=self._model,
+        )
+
+    def _unreadable(self, prepared: Prepared, why: str) -> Inspection:
+        return Inspection(
+            image=prepared.file.name,
+            verdict=Verdict.UNREADABLE,
+            elapsed_ms=_ms_since(prepared.started),
+            model=self._model,
+            error=why,
         )
 
 

@@ -16,16 +16,18 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 import cv2
+import numpy as np
 
 from inspectad.cores import cores
 from inspectad.errors import UnreadableImageError
 from inspectad.image_files import ImageFile
-from inspectad.images import read_image, resize, to_8_bit
+from inspectad.images import LoadedImage, decode_image, load_image, read_file
 from inspectad.manifest import Manifest
 from inspectad.network import Network
 from inspectad.records import ByteArray, FloatArray, Inspection
 from inspectad.tiles import score_tiles
 
+TOO_LARGE: Final = "too large for the memory of this machine"
 _IN_FLIGHT_BYTES: Final = 512 * 2**20  # decoded pixels of all workers, beyond which the next image waits
 _MOST_WORKERS: Final = 32
 _WAITING: Final = 4  # images a worker that may be waiting for it, or for their turn to be a row
@@ -38,8 +40,15 @@ class Prepared:
     file: ImageFile
     started: float  # time.perf_counter() when reading began
     error: str = ""
-    source: ByteArray | None = None  # (H, W, 3) as in the file; gone when the row is there
     source_hw: tuple[int, int] = (0, 0)
+    data: bytes = b""  # the file; gone when the row is there, as is the source
+    source: ByteArray | None = None  # (H, W, 3) as in the file; None where the network needed less of it
+
+    def whole(self) -> ByteArray:
+        """The image in its own size, (H, W, 3). Raises: UnreadableImageError."""
+        if self.source is not None:
+            return self.source
+        return np.asarray(decode_image(self.data).pixels, np.uint8)  # a JPEG: they have 8 bits
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,29 +147,32 @@ class Pipeline:
     def _inspect(self, file: ImageFile) -> _Row:
         """One image, from its file to its row."""
         with self._budget.room() as room:
-            prepared = self._decode(file)
-            if prepared.source is None:
+            prepared, loaded = self._load(file)
+            if loaded is None:
                 return prepared, self._finish(prepared, None)
-            room.holds(prepared.source.nbytes)
-            row = self._finish(prepared, self._score(prepared.source))
-            return replace(prepared, source=None), row
+            height, width = loaded.size_hw
+            room.holds(3 * height * width)  # of what was decoded smaller, a heatmap needs all
+            row = self._finish(prepared, self._score(loaded))
+            return replace(prepared, source=None, data=b""), row
 
-    def _decode(self, file: ImageFile) -> Prepared:
+    def _load(self, file: ImageFile) -> tuple[Prepared, LoadedImage | None]:
         """Whatever is wrong with the image becomes its error."""
         started = time.perf_counter()
         try:
-            source = to_8_bit(read_image(file.path), self._manifest.full_scale)
+            data = read_file(file.path)
+            size_hw = None if self._manifest.tiling else self._manifest.input_size_hw
+            loaded = load_image(data, size_hw, self._manifest.full_scale)
         except UnreadableImageError as error:
-            return Prepared(file, started, error=str(error))
+            return Prepared(file, started, error=str(error)), None
         except MemoryError:
-            return Prepared(file, started, error="too large for the memory of this machine")
-        return Prepared(file, started, source=source, source_hw=(source.shape[0], source.shape[1]))
+            return Prepared(file, started, error=TOO_LARGE), None
+        return Prepared(file, started, source=loaded.source, source_hw=loaded.size_hw, data=data), loaded
 
-    def _score(self, source: ByteArray) -> Scored:
+    def _score(self, loaded: LoadedImage) -> Scored:
         if (tiling := self._manifest.tiling) is not None:
             size_hw = self._manifest.input_size_hw
-            return Scored(*score_tiles(source, tiling, size_hw, self._network.score, self._tiles))
-        return Scored(*self._network.score(resize(source, self._manifest.input_size_hw)))
+            return Scored(*score_tiles(loaded.pixels, tiling, size_hw, self._network.score, self._tiles))
+        return Scored(*self._network.score(loaded.pixels))
 
 
 class _Budget:

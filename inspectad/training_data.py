@@ -12,7 +12,7 @@ from pathlib import Path
 
 from inspectad.errors import TrainingError, UnreadableImageError, UsageError
 from inspectad.image_files import ImageFile, find_images
-from inspectad.images import decode_image, full_scale_of, read_file, read_image, resize, to_8_bit
+from inspectad.images import LoadedImage, decode_image, full_scale_of, load_image, read_file
 from inspectad.masks import mask_path, read_mask
 from inspectad.records import ByteArray, FloatArray
 from inspectad.tiles import Score
@@ -187,16 +187,19 @@ class TrainingImages(Sequence[ByteArray]):
             return self._cache[index]
         if not 0 <= index < len(self.images):
             raise IndexError(index)
-        prepared = resize(self.source(index), self.input_size_hw)
+        prepared = self._load(index, self.input_size_hw).pixels
         if len(self._cache) < self._capacity:
             self._cache[index] = prepared
         return prepared
 
     def source(self, image: int) -> ByteArray:
         """An image in its own size. Raises: TrainingError when the file has changed or gone since the survey."""
+        return self._load(image, None).pixels
+
+    def _load(self, image: int, size_hw: tuple[int, int] | None) -> LoadedImage:
         path = self.images[image].file.path
         try:
-            return to_8_bit(read_image(path), self.full_scale)
+            return load_image(read_file(path), size_hw, self.full_scale)
         except UnreadableImageError as error:
             raise TrainingError(f"{path}: changed while training ({error}); train again") from error
 

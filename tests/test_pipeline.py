@@ -127,5 +127,5 @@ def test_an_image_that_cannot_be_read_is_finished_without_a_score(trained, tmp_p
     ((_, row),) = inspect_files(iter(find_images(tmp_path)), detector.manifest, share([detector]), finish, workers=2)
     assert row.verdict is Verdict.UNREADABLE
     assert row.error
-    assert told[0].source is None
+    assert told[0].source_hw == (0, 0)
     assert np.isfinite(told[0].started)
