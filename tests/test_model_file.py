@@ -328,7 +328,7 @@ def test_the_small_model_works(small_model: bytes, tmp_path: Path) -> None:
     detector = load(tmp_path / "model.onnx", small_model)
     image = np.zeros((*INPUT_HW, 3), np.uint8)
     image[1, 2] = (10, 130, 20)
-    prediction = detector.predict([image])
+    prediction = detector.predict_resized(image[np.newaxis])
     assert detector.manifest == MANIFEST
     assert prediction.image_scores.tolist() == [130.0]
     assert np.argwhere(prediction.anomaly_maps[0]).tolist() == [[1, 2]]
