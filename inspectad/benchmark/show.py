@@ -110,7 +110,7 @@ def _oddities(result: AccuracyResult) -> list[str]:
 
 def report_speed(result: SpeedResult) -> None:
     """What ``benchmark speed`` says when it is done: Markdown where something reads standard output."""
-    from inspectad.benchmark.speed_report import tables
+    from inspectad.benchmark.speed_report import brief, tables
 
     console.warn([f"{what}: not measured, {why}" for what, why in result.report.skipped.items()])
     if console.stdout_is_data():
@@ -118,7 +118,7 @@ def report_speed(result: SpeedResult) -> None:
         sys.stdout.buffer.flush()
     else:
         out = console.console(stderr=False)
-        for table in tables(result.report):
+        for table in map(brief, tables(result.report)):
             out.print(f"\n[bold]{escape(table.title)}[/]", _rich_table(table.headings, table.rows))
     for note in result.report.notes:
         console.err.print(escape(note))

@@ -165,8 +165,8 @@ def _notes(
         notes.append(f"{sample.unreadable} images that cannot be judged were left out")
     if (most := max(cores_used(stage) for target in found for stage in target.stages.values())) < _BUSY * cores:
         notes.append(
-            f"other programs used the machine: no stage got more than {most:.1f} of {cores} cores, so the bound is too "
-            "high; only what is of turns means something"
+            f"other programs used the machine: no stage got more than {most:.1f} of {cores} cores, so bound and limit "
+            "are too high, and 'of bound' too low; of the ratios only 'of turns' can be used"
         )
     if not can_plot():
         notes.append(MISSING)

@@ -41,7 +41,9 @@ _PIPELINE = (
     "efficiency",
     "limit",
     "of bound",
+    "of turns",
 )
+_NOT_BRIEF = ("infer alone", "slowest alone")  # told by the other tables as well
 
 
 def tables(report: SpeedReport) -> list[Table]:
@@ -94,6 +96,19 @@ def tables(report: SpeedReport) -> list[Table]:
             )
         )
     return found
+
+
+def brief(table: Table) -> Table:
+    """The same for a terminal: device, precision and input in one cell, and without what other tables tell."""
+    left_out = {i for i, heading in enumerate(table.headings) if heading in _NOT_BRIEF}
+
+    def shortened(cells: Sequence[str]) -> tuple[str, ...]:
+        kept = tuple(cell for i, cell in enumerate(cells) if i not in left_out)
+        return kept if table.headings[:3] != _TARGET else (" ".join(kept[:3]), *kept[3:])
+
+    headings = shortened(table.headings)
+    headings = ("on", *headings[1:]) if table.headings[:3] == _TARGET else headings
+    return Table(table.title, headings, tuple(map(shortened, table.rows)))
 
 
 def _pipelines(target: TargetRun) -> list[tuple[str, ...]]:
