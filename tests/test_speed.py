@@ -37,7 +37,7 @@ from inspectad.benchmark.speed_report import brief, tables
 from inspectad.benchmark.speed_stages import Stages, time_work
 from inspectad.benchmark.speed_trunk import cut_trunk
 from inspectad.detector import OnnxDetector, create_session
-from inspectad.errors import InspectadError, UnreadableImageError, UsageError
+from inspectad.errors import InspectadError, OutputError, UnreadableImageError, UsageError
 from inspectad.image_files import ImageFile, find_images
 from inspectad.model_file import extract_manifest
 from inspectad.scan import ScanConfig, scan
@@ -248,6 +248,17 @@ def test_many_names_for_few_images(trained, tmp_path: Path, monkeypatch: pytest.
     assert len(set(paths)) == 8
     assert [p.read_bytes() for p in paths] == [files[i % 6].path.read_bytes() for i in range(8)]
     assert len(find_images(tmp_path / "many")) == 8
+
+
+def test_a_link_that_is_there_is_never_written_through(trained, tmp_path: Path) -> None:
+    files = find_images(trained.good)
+    precious = tmp_path / "precious.png"
+    precious.write_bytes(b"an image")
+    (tmp_path / "many").mkdir()
+    (tmp_path / "many" / "0000000.png").symlink_to(precious)
+    with pytest.raises(OutputError):
+        ManyNames(tmp_path / "many", files).first(1)
+    assert precious.read_bytes() == b"an image"
 
 
 # Stages, pipelines, processes
@@ -542,14 +553,17 @@ def test_a_model_that_a_device_does_not_take_does_not_end_the_others(
         (["--sizes", "9999"], 2, "--sizes 9999"),
         (["--heatmaps", "ng"], 2, "off, all"),
         (["-m", "nowhere"], 1, "no such model"),
+        (["-m", "{model}/model.onnx", "--precisions", "int8"], 2, "measured as it is"),
         ([], 1, "no such model"),  # images without a model: none is trained on something else
     ],
 )
 def test_what_cannot_be_is_refused(trained, run_cli, tmp_path: Path, arguments, code: int, says: str) -> None:
-    done = run_cli("benchmark", "speed", trained.good, *arguments, cwd=tmp_path)
+    given = [argument.format(model=trained.model) for argument in arguments]
+    done = run_cli("benchmark", "speed", trained.good, *given, cwd=tmp_path)
     assert done.returncode == code
     assert says in done.stderr
     assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_one_command_on_a_bare_machine(run_cli, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from inspectad.api import prepare_training, train
 from inspectad.atomic import write_atomically, write_together
 from inspectad.benchmark.speed_images import Sample, render_good, render_line, take_sample
 from inspectad.benchmark.speed_machine import describe_machine
@@ -22,7 +23,7 @@ from inspectad.benchmark.speed_records import Images, SpeedReport, Target, Targe
 from inspectad.benchmark.speed_report import to_json, to_markdown
 from inspectad.detector import OnnxDetector
 from inspectad.errors import InspectadError
-from inspectad.image_files import RESULTS_MARKER
+from inspectad.image_files import RESULTS_MARKER, find_images
 from inspectad.images import resize
 from inspectad.manifest import Manifest
 from inspectad.progress import Step, silent
@@ -51,9 +52,19 @@ def run_speed(config: SpeedConfig, step: Step = silent) -> SpeedResult:
     devices, skipped = working_devices(config.devices)
     if not devices:
         raise InspectadError(f"none of the devices works here: {_listed(skipped)}")
+    named = _named_model(config)
+    # What is wrong with model, options and images is said before anything is written.
+    if named is None:
+        prepare_training()
+    else:
+        Models(*named, Path(), step).check(config.precisions, config.sizes)
+    if config.images is not None:
+        find_images(config.images, config.output)
     write_atomically(config.output / RESULTS_MARKER, b"")
     with tempfile.TemporaryDirectory(prefix=_WORK, dir=config.output, ignore_cleanup_errors=True) as name:
-        report = _measure(config, devices, skipped, Path(name), step)
+        model, manifest = named or _rendered_model(Path(name), step)
+        models = Models(model, manifest, Path(name, "models"), step)
+        report = _measure(config, devices, skipped, models, Path(name), step)
     markdown = to_markdown(report)
     files = {"speed.json": to_json(report).encode(), "summary.md": markdown.encode("utf-8", "surrogateescape")}
     if can_plot():
@@ -62,19 +73,19 @@ def run_speed(config: SpeedConfig, step: Step = silent) -> SpeedResult:
     return SpeedResult(report, markdown, tuple(config.output / name for name in files))
 
 
-def _measure(config: SpeedConfig, devices: list[str], skipped: dict[str, str], work: Path, step: Step) -> SpeedReport:
-    model, manifest = _model(config, work, step)
-    models = Models(model, manifest, work / "models", step)
-    models.check(config.precisions, config.sizes)
+def _measure(
+    config: SpeedConfig, devices: list[str], skipped: dict[str, str], models: Models, work: Path, step: Step
+) -> SpeedReport:
     folder = config.images or render_line(work / "line", step)
     exclude = [config.output] if config.images else []
-    sample = take_sample(folder, manifest.full_scale, *exclude)
+    sample = take_sample(folder, models.manifest.full_scale, *exclude)
     found: list[TargetRun] = []
     heatmap_bytes = 0.0
     for target in _targets(config, devices, models, skipped):
         sizes = config.batch_sizes or batch_sizes_for(target.device)
         try:
-            measured, heatmap_bytes = measure_target(target, sample, work / "run", config, sizes, step)
+            with tempfile.TemporaryDirectory(prefix="run-", dir=work, ignore_cleanup_errors=True) as name:
+                measured, heatmap_bytes = measure_target(target, sample, Path(name), config, sizes, step)
         except InspectadError as error:  # this model may be too much for this device, and not for the others
             skipped[str(target)] = str(error)
             continue
@@ -90,7 +101,7 @@ def _measure(config: SpeedConfig, devices: list[str], skipped: dict[str, str], w
         targets=tuple(found),
         skipped=skipped,
         backbone=_backbone(config, models, sample, step),
-        notes=_notes(config, models, sample, manifest, found),
+        notes=_notes(config, models, sample, found),
     )
 
 
@@ -98,16 +109,18 @@ def _listed(reasons: dict[str, str]) -> str:
     return "; ".join(f"{what}: {why}" for what, why in reasons.items())
 
 
-def _model(config: SpeedConfig, work: Path, step: Step) -> tuple[Path, Manifest]:
-    """The model that was named or lies here; else, when no images were named either, one of rendered parts."""
+def _named_model(config: SpeedConfig) -> tuple[Path, Manifest] | None:
+    """The model that was named or lies here; None where there is none, and no images that one would have to fit."""
+    if config.model is None and config.images is None and not DEFAULT_MODEL.exists():
+        return None
     model = config.model or DEFAULT_MODEL
-    if config.model is None and config.images is None and not model.exists():
-        from inspectad.api import train
-
-        good = render_good(work / "good", step)
-        model = work / "model"
-        return model, train(good, output=model, pose="fixed", say=step).manifest
     return model, OnnxDetector.load(model, "cpu").manifest
+
+
+def _rendered_model(work: Path, step: Step) -> tuple[Path, Manifest]:
+    """A small one of rendered parts."""
+    good = render_good(work / "good", step)
+    return work / "model", train(good, output=work / "model", pose="fixed", say=step).manifest
 
 
 def _targets(config: SpeedConfig, devices: list[str], models: Models, skipped: dict[str, str]) -> list[Target]:
@@ -150,10 +163,8 @@ def _backbone(config: SpeedConfig, models: Models, sample: Sample, step: Step) -
     return found
 
 
-def _notes(
-    config: SpeedConfig, models: Models, sample: Sample, manifest: Manifest, found: list[TargetRun]
-) -> tuple[str, ...]:
-    own, cores = manifest.input_size_hw, threads_of(config.workers)
+def _notes(config: SpeedConfig, models: Models, sample: Sample, found: list[TargetRun]) -> tuple[str, ...]:
+    own, cores = models.manifest.input_size_hw, threads_of(config.workers)
     notes = []
     if models.note:
         notes.append(models.note)

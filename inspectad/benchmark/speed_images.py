@@ -140,6 +140,8 @@ def _link(file: Path, path: Path) -> None:
         try:
             link(file, path)
             return
+        except FileExistsError:  # a copy would go through a link that is there, into somebody's image
+            raise
         except OSError:  # Windows lets only administrators link, and not to other drives
             if link is shutil.copyfile:
                 raise

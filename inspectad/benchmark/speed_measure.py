@@ -48,7 +48,7 @@ def measure_target(
     All stages and pipelines are run once in each round, one after the other, so that whatever else the machine does
     hits all alike; each figure is the median over the rounds.
 
-    Args: work: a folder for what is written.
+    Args: work: an empty folder for what is written.
     Raises: InspectadError: the device does not take this model, with the reason.
     """
     detector = _load(target)
@@ -72,8 +72,6 @@ def measure_target(
         cold_start=start,
         peak_memory=memory,
     )
-    for folder in work.iterdir():
-        shutil.rmtree(folder, ignore_errors=True)
     return measured, stages.picture_bytes
 
 
@@ -222,18 +220,20 @@ def _latency(target: Target, files: tuple[ImageFile, ...], heatmaps: str, output
             yield file
 
     rows = inspect_files(one_by_one(), detector.manifest, network, judge.finish, workers=config.workers)
+    start = time.perf_counter()
+    turn.set()
     with contextlib.closing(network):
-        start = time.perf_counter()
-        turn.set()
-        for _ in rows:
-            now = time.perf_counter()
-            took.append(now - begun[0])
-            if _is_enough(len(took) - _LATENCY_WARM_UP, now - start, config.seconds):
-                break
-            turn.set()
-        over.set()
-        turn.set()
-        rows.close()  # type: ignore[attr-defined]
+        try:
+            for _ in rows:
+                now = time.perf_counter()
+                took.append(now - begun[0])
+                if _is_enough(len(took) - _LATENCY_WARM_UP, now - start, config.seconds):
+                    break
+                turn.set()
+        finally:
+            over.set()
+            turn.set()  # for the thread that waits in there for its next turn
+            rows.close()  # type: ignore[attr-defined]  # it is a generator
     return latency(took[_LATENCY_WARM_UP:])
 
 

@@ -22,6 +22,7 @@ class Models:
     """Makes each variant once, when it is asked for.
 
     Attributes:
+        manifest: of the model as it is.
         is_fixed: the model is measured as it is: it is a single file, or exporting does not work here.
         note: why it is fixed, where one might wonder; else empty.
     """
@@ -29,7 +30,7 @@ class Models:
     def __init__(self, model: Path, manifest: "Manifest", folder: Path, step: Step) -> None:
         """Args: folder: for the files that are made."""
         self._model = model
-        self._manifest = manifest
+        self.manifest = manifest
         self._folder = folder
         self._step = step
         self._graphs: dict[tuple[int, int], tuple[bytes, list[ByteArray]]] = {}
@@ -40,7 +41,7 @@ class Models:
 
     def check(self, precisions: tuple[str, ...], sizes: tuple[int, ...]) -> None:
         """Raises: an error when more was asked for than a fixed model is."""
-        own = self._manifest.precision
+        own = self.manifest.precision
         if not self.is_fixed or (set(precisions) <= {own} and set(self.sizes_hw(sizes)) <= set(self.sizes_hw(()))):
             return
         if self.note:
@@ -52,11 +53,11 @@ class Models:
 
     def precisions(self, wanted: tuple[str, ...]) -> tuple[str, ...]:
         """Those that can be had."""
-        return (self._manifest.precision,) if self.is_fixed else wanted
+        return (self.manifest.precision,) if self.is_fixed else wanted
 
     def sizes_hw(self, longer_px: tuple[int, ...]) -> list[tuple[int, int]]:
         """Input sizes (H, W) of the model's aspect ratio with these longer sides; its own for none."""
-        own = self._manifest.input_size_hw
+        own = self.manifest.input_size_hw
         sizes = [own if px == max(own) else choose_input_size([own], px) for px in longer_px] or [own]
         return list(dict.fromkeys(sizes))
 
@@ -70,7 +71,7 @@ class Models:
         key = (precision, input_hw)
         if key not in self._made:
             self._step(f"exporting {precision} at {input_hw[1]} x {input_hw[0]} px", 0, 1)
-            manifest = dataclasses.replace(self._manifest, precision=precision, input_size_hw=input_hw)
+            manifest = dataclasses.replace(self.manifest, precision=precision, input_size_hw=input_hw)
             path = self._folder / f"{precision}-{input_hw[1]}x{input_hw[0]}.onnx"
             write_atomically(path, append_manifest(self._converted(precision, input_hw), manifest))
             self._made[key] = path
@@ -90,7 +91,7 @@ class Models:
             from inspectad.restore import restore
 
             restored = restore(
-                self._model, dataclasses.replace(self._manifest, input_size_hw=input_hw), "benchmark speed"
+                self._model, dataclasses.replace(self.manifest, input_size_hw=input_hw), "benchmark speed"
             )
             samples = [resize(sample, input_hw) for sample in restored.samples]
             self._graphs[input_hw] = export_graph(restored.module, input_hw), samples
