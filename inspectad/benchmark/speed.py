@@ -174,11 +174,12 @@ def _notes(config: SpeedConfig, models: Models, sample: Sample, found: list[Targ
         )
     if sample.unreadable:
         notes.append(f"{sample.unreadable} images that cannot be judged were left out")
-    if (most := max(cores_used(stage) for target in found for stage in target.stages.values())) < _BUSY * cores:
-        notes.append(
-            f"other programs used the machine: no stage got more than {most:.1f} of {cores} cores, so bound and limit "
-            "are too high, and 'of bound' too low; of the ratios only 'of turns' can be used"
-        )
+    notes += [
+        f"other programs used the machine: no stage of {' '.join(target.name)} got more than {most:.1f} of {cores} cores, so "
+        "its bound and limit are too high, and 'of bound' is too low; of its ratios only 'of turns' can be used"
+        for target in found
+        if (most := max(map(cores_used, target.stages.values()))) < _BUSY * cores
+    ]
     if not can_plot():
         notes.append(MISSING)
     return tuple(notes)
