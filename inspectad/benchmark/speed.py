@@ -175,8 +175,8 @@ def _notes(config: SpeedConfig, models: Models, sample: Sample, found: list[Targ
     if sample.unreadable:
         notes.append(f"{sample.unreadable} images that cannot be judged were left out")
     notes += [
-        f"other programs used the machine: no stage of {' '.join(target.name)} got more than {most:.1f} of {cores} cores, so "
-        "its bound and limit are too high, and 'of bound' is too low; of its ratios only 'of turns' can be used"
+        f"other programs used the machine: no stage of {' '.join(target.name)} got more than {most:.1f} of {cores} "
+        "cores, so its bound and limit are too high, 'of bound' too low; of its ratios only 'of turns' can be used"
         for target in found
         if (most := max(map(cores_used, target.stages.values()))) < _BUSY * cores
     ]
