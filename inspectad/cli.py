@@ -33,7 +33,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 benchmark_app = typer.Typer(
-    help="Measure methods on labelled sets of images.",
+    help="Measure methods on labelled sets of images, and speed on this machine.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -454,6 +454,72 @@ def accuracy(
         raise typer.Exit(1)
     if any(row.figures and row.figures.unreadable for row in result.rows):
         raise typer.Exit(4)
+
+
+@benchmark_app.command()
+@_reporting
+def speed(
+    images: Annotated[
+        Path | None, typer.Argument(help="Folder of images (recursive); without it, parts are rendered.")
+    ] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            "-m",
+            "--model",
+            help="Model folder, or a single .onnx file, which is measured as it is; else ./model or, without it and "
+            "without IMAGES, one trained on rendered parts.",
+        ),
+    ] = None,
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="Folder for speed.json, summary.md and throughput.png.")
+    ] = Path("inspectad-speed"),
+    devices: Annotated[
+        str, typer.Option(help="auto takes all that work here; or names, as cpu,cuda,tensorrt.")
+    ] = "auto",
+    precisions: Annotated[
+        str | None, typer.Option(help="fp32, fp16, int8 with commas between; else fp32,int8 on CPU, fp32,fp16 on GPU.")
+    ] = None,
+    batch_sizes: Annotated[
+        str | None, typer.Option(help="Images a run of the network; else 1,4,16, on a GPU 64 too.")
+    ] = None,
+    sizes: Annotated[
+        str | None, typer.Option(help="Longer sides of the network's input in pixels; else the model's own.")
+    ] = None,
+    heatmaps: Annotated[str, typer.Option(help="Scans without heatmaps (off), with one for each image (all).")] = (
+        "off,all"
+    ),
+    seconds: Annotated[
+        float, typer.Option(min=0.01, max=3600, help="How long each measurement lasts in each of 3 rounds.")
+    ] = 2.0,
+    workers: Annotated[int, typer.Option(min=0, max=256, help="Images worked on at a time; 0 chooses.")] = 0,
+) -> None:
+    """Measure each stage of a scan and the whole of it, by device, precision, batch size and input size.
+
+    inspectad benchmark speed ./line_images
+    """
+    try:
+        from inspectad.benchmark.speed import run_speed
+    except (ImportError, OSError) as error:
+        raise MissingDependencyError(f"onnxruntime does not load ({error}); 'inspectad doctor' says more") from error
+    from inspectad.benchmark import speed_plan
+    from inspectad.benchmark.show import report_speed
+
+    config = speed_plan.SpeedConfig(
+        images=images,
+        model=model,
+        output=output,
+        devices=speed_plan.parse_device_list(devices),
+        precisions=speed_plan.parse_names(precisions, speed_plan.PRECISIONS, "--precisions"),
+        batch_sizes=speed_plan.parse_batch_sizes(batch_sizes),
+        sizes=speed_plan.parse_sizes(sizes),
+        heatmaps=speed_plan.parse_names(heatmaps, speed_plan.HEATMAPS, "--heatmaps"),
+        seconds=seconds,
+        workers=workers,
+    )
+    with console.step_progress() as progress:
+        result = run_speed(config, progress.step)
+    report_speed(result)
 
 
 @app.command()

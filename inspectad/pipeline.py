@@ -78,7 +78,7 @@ def inspect_files(
         manifest: of the model that the network is of.
         workers: threads; 0 for one a core, and those that keep a GPU busy.
     """
-    workers = workers or min(cores(), _MOST_WORKERS) + (network.callers if network.callers > 1 else 0)
+    workers = workers or workers_for(network)
     ahead: _Ahead = queue.Queue(_WAITING * workers)
     tiles = None if manifest.tiling is None else ThreadPoolExecutor(workers, thread_name_prefix="inspectad-tile")
     pipeline = Pipeline(manifest, network, finish, tiles)
@@ -99,6 +99,11 @@ def inspect_files(
             tiles.shutdown(wait=True, cancel_futures=True)  # an image of many tiles need not be finished
         pool.shutdown(wait=True, cancel_futures=True)
         cv2.setNumThreads(threads_before)
+
+
+def workers_for(network: Network) -> int:
+    """Threads that `inspect_files` starts unless told otherwise."""
+    return min(cores(), _MOST_WORKERS) + (network.callers if network.callers > 1 else 0)
 
 
 def _take(ahead: _Ahead) -> "Future[_Row] | BaseException | None":

@@ -44,7 +44,11 @@ def test_the_check_below_would_see_a_heavy_module() -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["--version"], ["benchmark", "accuracy", "--help"], *([verb, "--help"] for verb in ("train", "scan"))],
+    [
+        *(["--help"], ["--version"]),
+        *(["benchmark", verb, "--help"] for verb in ("accuracy", "speed")),
+        *([verb, "--help"] for verb in ("train", "scan")),
+    ],
 )
 def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
     code = (
@@ -94,6 +98,19 @@ def test_evaluate_needs_nothing_of_train(trained, run_cli, line_pc: dict[str, st
     done = run_cli("evaluate", trained.good, trained.defects, "-m", trained.model, "--json", env=line_pc)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["false_rejects"]["of"] == len(list(trained.good.iterdir()))
+
+
+def test_benchmark_speed_needs_nothing_of_train(trained, run_cli, tmp_path: Path, line_pc: dict[str, str]) -> None:
+    arguments = ["benchmark", "speed", trained.good, "-m", trained.model, "-o", tmp_path / "speed", "--seconds", 0.02]
+    few = ["--batch-sizes", 1, "--heatmaps", "off", "--devices", "cpu"]
+    done = run_cli(*arguments, *few, env=line_pc)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "speed" / "speed.json").read_text())
+    assert [t["precision"] for t in found["targets"]] == ["fp32"]
+    assert "other precisions and sizes need torch" in done.stderr
+    refused = run_cli(*arguments, *few, "--precisions", "int8", env=line_pc)
+    assert refused.returncode == 1
+    assert 'pip install "inspectad[train]"' in refused.stderr
 
 
 @pytest.mark.parametrize("verb", ["train", "export", "explain", "demo", "benchmark"])

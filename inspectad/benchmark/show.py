@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -18,6 +18,7 @@ from inspectad import console
 if TYPE_CHECKING:
     from inspectad.benchmark.accuracy import AccuracyResult
     from inspectad.benchmark.rows import Cell, Row
+    from inspectad.benchmark.speed import SpeedResult
 
 
 @dataclass(slots=True)
@@ -107,7 +108,24 @@ def _oddities(result: AccuracyResult) -> list[str]:
     return list(found)
 
 
-def _rich_table(headings: list[str], rows: list[list[str]]) -> Table:
+def report_speed(result: SpeedResult) -> None:
+    """What ``benchmark speed`` says when it is done: Markdown where something reads standard output."""
+    from inspectad.benchmark.speed_report import brief, tables
+
+    console.warn([f"{what}: not measured, {why}" for what, why in result.report.skipped.items()])
+    if console.stdout_is_data():
+        sys.stdout.buffer.write(result.markdown.encode("utf-8", "surrogateescape"))
+        sys.stdout.buffer.flush()
+    else:
+        out = console.console(stderr=False)
+        for table in map(brief, tables(result.report)):
+            out.print(f"\n[bold]{escape(table.title)}[/]", _rich_table(table.headings, table.rows))
+    for note in result.report.notes:
+        console.err.print(escape(note))
+    console.err.print(escape(f"wrote {', '.join(map(str, result.files))}"))
+
+
+def _rich_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     found = Table(box=None, pad_edge=False)
     for heading in headings:
         found.add_column(heading, overflow="fold")

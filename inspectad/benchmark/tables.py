@@ -104,16 +104,17 @@ def _cell(line: Line, column: Column) -> str:
 def to_markdown(report: Report) -> str:
     """All of a report."""
     parts = ["# Accuracy", ", ".join(f"{k} {v}" for k, v in report.settings.items()) + "."]
-    parts += [_markdown_table(*table(report.lines, FIGURES)), NOTES]
+    parts += [markdown_table(*table(report.lines, FIGURES)), NOTES]
     if report.comparison:
-        parts += ["## Beside the peer", _markdown_table(*table(report.comparison, COMPARISON)), PEER_NOTES]
+        parts += ["## Beside the peer", markdown_table(*table(report.comparison, COMPARISON)), PEER_NOTES]
     if report.failures:
         failures = [f"- {_escape(cell)}: {_escape(error)}" for cell, error in report.failures]
         parts += ["## Cells without figures", "\n".join(failures)]
     return "\n\n".join(parts) + "\n"
 
 
-def _markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
     lines = [headings, ["---"] * len(headings), *rows]
     return "\n".join(f"| {' | '.join(map(_escape, line))} |" for line in lines)
 

@@ -1,0 +1,116 @@
+"""The stages of a scan, each alone: the very functions of the pipeline over images that are held in memory."""
+
+import contextlib
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import cv2
+
+from inspectad.atomic import write_atomically
+from inspectad.benchmark.speed_images import Sample
+from inspectad.benchmark.speed_ratios import Timing
+from inspectad.detector import OnnxDetector
+from inspectad.heatmap import region_level, render_overlay
+from inspectad.images import decode_image, read_file, resize, to_8_bit
+from inspectad.judge import Judge
+from inspectad.network import Network
+from inspectad.pipeline import Prepared, Scored
+from inspectad.png import encode_png
+from inspectad.records import ByteArray
+from inspectad.results import format_row
+
+Work = Callable[[int], object]
+"""Does its part of the image of that number."""
+
+
+def time_work(work: Work, items: int, threads: int, seconds: float) -> Timing:
+    """Run a stage on images 0 to ``items`` - 1, round and round, in many threads.
+
+    Each thread ends with the image that it has begun, and its images are divided by its own time, so that threads
+    that wait for the last image do not count.
+    """
+    numbers = itertools.count()
+    begin = time.perf_counter()
+    begin_core = time.process_time()
+
+    def loop() -> tuple[int, float]:
+        done, now = 0, time.perf_counter()
+        while not done or now - begin < seconds:
+            work(next(numbers) % items)
+            done, now = done + 1, time.perf_counter()
+        return done, now - begin
+
+    with ThreadPoolExecutor(threads) as pool:
+        parts = [future.result() for future in [pool.submit(loop) for _ in range(threads)]]
+    core = time.process_time() - begin_core
+    return Timing(sum(done / took for done, took in parts), 1000 * core / sum(done for done, _ in parts))
+
+
+@contextlib.contextmanager
+def opencv_threads(workers: int) -> Iterator[None]:
+    """OpenCV's own threads as `inspectad.pipeline.inspect_files` has them for so many workers."""
+    before = cv2.getNumThreads()
+    if workers > 1:
+        cv2.setNumThreads(1)
+    try:
+        yield
+    finally:
+        cv2.setNumThreads(before)
+
+
+class Stages:
+    """All stages for one model; their inputs are made beforehand, once.
+
+    Attributes:
+        works: the stages that run on the cores whatever the network runs on, by name, in the order of the pipeline.
+    """
+
+    def __init__(self, sample: Sample, detector: OnnxDetector, folder: Path) -> None:
+        """Args: folder: where ``write`` writes."""
+        self._sample = sample
+        self._detector = detector
+        self._folder = folder
+        self._resized = [resize(source, detector.input_size_hw) for source in sample.sources]
+        self._scored = [self._score(pixels) for pixels in self._resized]
+        self._judge = Judge(detector, folder, None)
+        self._prepared = [
+            Prepared(file, 0.0, source=source, source_hw=(source.shape[0], source.shape[1]))
+            for file, source in zip(sample.files, sample.sources, strict=True)
+        ]
+        self._overlays = [self._draw(i) for i in range(len(sample))]
+        self._pictures = [encode_png(overlay) for overlay in self._overlays]
+        full_scale, hw = detector.manifest.full_scale, detector.input_size_hw
+        self.works: dict[str, Work] = {
+            "read": lambda i: read_file(sample.files[i].path),
+            "decode": lambda i: to_8_bit(decode_image(sample.data[i]), full_scale),
+            "resize": lambda i: resize(sample.sources[i], hw),
+            "judge": lambda i: format_row(self._judge.finish(self._prepared[i], self._scored[i]), "csv"),
+            "heatmap": self._draw,
+            "encode": lambda i: encode_png(self._overlays[i]),
+            "write": lambda i: write_atomically(folder / f"{i}.png", self._pictures[i]),
+        }
+
+    def infer(self, network: Network) -> Work:
+        """The network as the pipeline calls it."""
+        return lambda i: network.score(self._resized[i])
+
+    @property
+    def picture_bytes(self) -> float:
+        """Mean size of a heatmap's file."""
+        return sum(map(len, self._pictures)) / len(self._pictures)
+
+    def _score(self, pixels: ByteArray) -> Scored:
+        prediction = self._detector.predict_resized(pixels[None])
+        return Scored(float(prediction.image_scores[0]), prediction.anomaly_maps[0])
+
+    def _draw(self, i: int) -> ByteArray:
+        """What `inspectad.judge.Judge` draws."""
+        scored, calibration = self._scored[i], self._detector.manifest.calibration
+        verdict = calibration.verdict(scored.score)
+        peak = float(scored.anomaly_map.max())
+        level = region_level(peak, verdict, calibration.threshold, calibration.map_threshold)
+        caption = f"{verdict}  score {scored.score:.4g}  threshold {calibration.threshold:.4g}"
+        return render_overlay(self._sample.sources[i], scored.anomaly_map, level, caption, verdict)
