@@ -15,7 +15,7 @@ from inspectad.image_files import ImageFile, find_images
 from inspectad.images import LoadedImage, decode_image, full_scale_of, load_image, read_file
 from inspectad.masks import mask_path, read_mask
 from inspectad.records import ByteArray, FloatArray
-from inspectad.tiles import Score
+from inspectad.tiles import Score, Tiling
 
 _CACHE_BYTES = 512 * 2**20  # decoded images kept; beyond it they are read again when they are needed again
 
@@ -169,7 +169,13 @@ def _of_one_depth(
 
 
 class TrainingImages(Sequence[ByteArray]):
-    """What the network learns from, as it sees it, uint8 (H, W, 3), by index: here an image each."""
+    """What the network learns from, as it sees it, uint8 (H, W, 3), by index: here an image each.
+
+    Attributes:
+        tiling: how images are cut; None where each is seen whole.
+    """
+
+    tiling: Tiling | None = None
 
     def __init__(self, images: Sequence[ReadableImage], input_size_hw: tuple[int, int], full_scale: int) -> None:
         self.images = tuple(images)

