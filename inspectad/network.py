@@ -48,7 +48,7 @@ def share(detectors: Sequence[OnnxDetector], batch_size: int = 0, alone: OnnxDet
     batch_size = batch_size or (1 if on_cpu else GPU_BATCH)
     if batch_size == 1 and len(detectors) == 1:
         return Direct(detectors[0], alone)
-    return Batched(detectors, batch_size)
+    return Batched([d for d in detectors for _ in range(cores() if on_cpu else 1)], batch_size)
 
 
 def open_network(
@@ -64,7 +64,7 @@ def open_network(
     detectors = [OnnxDetector.load(model, device, threads=1) for device in parse_devices(devices)]
     used = [d for d in detectors if d.provider.device != "cpu"] or detectors[:1]
     on_cpu = used[0].provider.device == "cpu"
-    alone = OnnxDetector.load(model, "cpu") if is_stream and on_cpu and cores() > 1 else None
+    alone = OnnxDetector.load(model, "cpu", spins=True) if is_stream and on_cpu and cores() > 1 else None
     return used[0], share(used, batch_size, alone)
 
 
@@ -100,7 +100,7 @@ _Request = tuple[ByteArray, "Future[tuple[float, FloatArray]]"]
 
 
 class Batched:
-    """Images of many callers are gathered into batches, by a thread for each detector (a GPU each).
+    """Images of many callers are gathered into batches, by a thread for each detector given (a GPU each, or a core).
 
     A batch starts when it is full, or `_FILL_S` after its first image. One that a detector cannot take is halved,
     since what is short then is mostly its memory.

@@ -1,5 +1,6 @@
 """Large JPEG files are decoded smaller: how much, that their size is known all the same, and what it changes."""
 
+import dataclasses
 import io
 
 import cv2
@@ -9,9 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from inspectad.detector import OnnxDetector
 from inspectad.errors import UnreadableImageError
 from inspectad.images import load_image, resize
 from inspectad.jpeg import jpeg_reduction, jpeg_size
+from inspectad.records import Inspection, Verdict
+from inspectad.scan import ScanConfig, scan
 
 
 def scene(height: int, width: int) -> np.ndarray:
@@ -108,3 +112,39 @@ def test_a_truncated_file_is_refused_at_every_reduction(cut: int, progressive: b
         assert jpeg_reduction(data, (side, side)) > 1
         with pytest.raises(UnreadableImageError, match="truncated"):
             load_image(data, (side, side), 255)
+
+
+def test_a_scan_s_score_does_not_depend_on_heatmaps_which_have_the_size_of_the_file(trained, tmp_path) -> None:
+    detector = OnnxDetector.load(trained.model, "cpu", threads=1)
+    height, width = (4 * side + 3 for side in detector.input_size_hw)
+    part = cv2.resize(cv2.imread(str(trained.good / "good_0.png")), (width, height), interpolation=cv2.INTER_CUBIC)
+    folder = tmp_path / "line"
+    folder.mkdir()
+    (folder / "part.jpg").write_bytes(jpeg(part[..., ::-1], orientation=6))  # upright it is width x height turned
+    rows: dict[str, Inspection] = {}
+    for kind in ("", "all"):
+        config = ScanConfig(images=(str(folder),), output=tmp_path / f"out{kind}", heatmaps=kind)
+        scan(config, detector, on_row=lambda row, kind=kind: rows.update({kind: row}))
+    assert dataclasses.replace(rows[""], elapsed_ms=0) == dataclasses.replace(rows["all"], elapsed_ms=0)
+    assert rows["all"].score is not None
+    assert cv2.imread(str(tmp_path / "outall" / "heatmaps" / "part.jpg.png")).shape == (width, height, 3)
+    data = (folder / "part.jpg").read_bytes()
+    expected = detector.predict_resized(load_image(data, detector.input_size_hw, 255).pixels[None]).image_scores[0]
+    assert rows[""].score == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_what_only_fails_when_all_of_it_is_decoded_is_unreadable_not_ok(trained, tmp_path, monkeypatch) -> None:
+    detector = OnnxDetector.load(trained.model, "cpu", threads=1)
+    folder = tmp_path / "line"
+    folder.mkdir()
+    (folder / "part.jpg").write_bytes(jpeg(scene(4 * detector.input_size_hw[0], 4 * detector.input_size_hw[1])))
+
+    def no_memory(data: bytes) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("inspectad.pipeline.decode_image", no_memory)
+    rows: list[Inspection] = []
+    config = ScanConfig(images=(str(folder),), output=tmp_path / "out", heatmaps="all")
+    scan(config, detector, on_row=rows.append)
+    assert [row.verdict for row in rows] == [Verdict.UNREADABLE]
+    assert "too large" in rows[0].error

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from inspectad.demo_part import render_part
+from inspectad.cores import cores
 from inspectad.detector import DEVICES, OnnxDetector, Provider, _Bound, _provider_options, parse_devices
 from inspectad.errors import InspectadError, UsageError
 from inspectad.images import resize
@@ -175,7 +176,7 @@ def test_closing_ends_the_threads() -> None:
 def test_batches_on_gpus_none_on_a_cpu(detector: OnnxDetector) -> None:
     assert isinstance(share([detector]), Direct)
     networks = [share([detector], 3), share([FakeDetector()]), share([FakeDetector(), FakeDetector()], 1)]
-    assert [n.callers for n in networks] == [6, 2 * GPU_BATCH, 4]
+    assert [n.callers for n in networks] == [6 * cores(), 2 * GPU_BATCH, 4]
     for network in networks:
         network.close()
 

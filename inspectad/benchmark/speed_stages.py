@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
+import numpy as np
 
 from inspectad.atomic import write_atomically
 from inspectad.benchmark.speed_images import Sample
@@ -15,6 +16,7 @@ from inspectad.benchmark.speed_ratios import Timing
 from inspectad.detector import OnnxDetector
 from inspectad.heatmap import region_level, render_overlay
 from inspectad.images import decode_image, read_file, resize, to_8_bit
+from inspectad.jpeg import jpeg_reduction
 from inspectad.judge import Judge
 from inspectad.network import Network
 from inspectad.pipeline import Prepared, Scored
@@ -73,20 +75,31 @@ class Stages:
         self._sample = sample
         self._detector = detector
         self._folder = folder
-        self._resized = [resize(source, detector.input_size_hw) for source in sample.sources]
+        full_scale, hw = detector.manifest.full_scale, detector.input_size_hw
+        reductions = [jpeg_reduction(data, hw) for data in sample.data]
+        decoded = [
+            source if reduction == 1 else np.asarray(decode_image(data, reduction).pixels, np.uint8)
+            for source, data, reduction in zip(sample.sources, sample.data, reductions, strict=True)
+        ]
+        self._resized = [resize(source, hw) for source in decoded]
         self._scored = [self._score(pixels) for pixels in self._resized]
         self._judge = Judge(detector, folder, None)
         self._prepared = [
-            Prepared(file, 0.0, source=source, source_hw=(source.shape[0], source.shape[1]))
-            for file, source in zip(sample.files, sample.sources, strict=True)
+            Prepared(
+                file,
+                0.0,
+                source_hw=(source.shape[0], source.shape[1]),
+                data=data,
+                source=source if reduction == 1 else None,
+            )
+            for file, source, data, reduction in zip(sample.files, sample.sources, sample.data, reductions, strict=True)
         ]
         self._overlays = [self._draw(i) for i in range(len(sample))]
         self._pictures = [encode_png(overlay) for overlay in self._overlays]
-        full_scale, hw = detector.manifest.full_scale, detector.input_size_hw
         self.works: dict[str, Work] = {
             "read": lambda i: read_file(sample.files[i].path),
-            "decode": lambda i: to_8_bit(decode_image(sample.data[i]), full_scale),
-            "resize": lambda i: resize(sample.sources[i], hw),
+            "decode": lambda i: to_8_bit(decode_image(sample.data[i], reductions[i]), full_scale),
+            "resize": lambda i: resize(decoded[i], hw),
             "judge": lambda i: format_row(self._judge.finish(self._prepared[i], self._scored[i]), "csv"),
             "heatmap": self._draw,
             "encode": lambda i: encode_png(self._overlays[i]),
@@ -107,10 +120,10 @@ class Stages:
         return Scored(float(prediction.image_scores[0]), prediction.anomaly_maps[0])
 
     def _draw(self, i: int) -> ByteArray:
-        """What `inspectad.judge.Judge` draws."""
+        """What `inspectad.judge.Judge` draws, on the whole image: a large JPEG is decoded again for it."""
         scored, calibration = self._scored[i], self._detector.manifest.calibration
         verdict = calibration.verdict(scored.score)
         peak = float(scored.anomaly_map.max())
         level = region_level(peak, verdict, calibration.threshold, calibration.map_threshold)
         caption = f"{verdict}  score {scored.score:.4g}  threshold {calibration.threshold:.4g}"
-        return render_overlay(self._sample.sources[i], scored.anomaly_map, level, caption, verdict)
+        return render_overlay(self._prepared[i].whole(), scored.anomaly_map, level, caption, verdict)
