@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from inspectad.demo_part import render_part
 from inspectad.cores import cores
+from inspectad.demo_part import render_part
 from inspectad.detector import DEVICES, OnnxDetector, Provider, _Bound, _provider_options, parse_devices
 from inspectad.errors import InspectadError, UsageError
 from inspectad.images import resize
