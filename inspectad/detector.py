@@ -156,10 +156,14 @@ class OnnxDetector:
         if self.provider.device == "cpu":
             scores, maps = self._session.run(["score", "anomaly_map"], {"image": batch})
             return scores, maps
-        with self._binding:  # one after the other: they share the buffers
-            if len(batch) not in self._bound:
-                self._bound[len(batch)] = _Bound(self._session, self.provider, batch.shape)
-            return self._bound[len(batch)].run(batch)
+        # Filled up to a power of two, so that few sizes need places, and a CUDA graph, of their own.
+        size = 1 << (len(batch) - 1).bit_length()
+        filled = np.concatenate([batch, np.repeat(batch[-1:], size - len(batch), axis=0)])
+        with self._binding:  # one after the other: they share the places
+            if size not in self._bound:
+                self._bound[size] = _Bound(self._session, self.provider, filled.shape)
+            scores, maps = self._bound[size].run(filled)
+        return scores[: len(batch)], maps[: len(batch)]
 
     def verdicts(self, prediction: Prediction, threshold: float | None = None) -> list[Verdict]:
         """OK or NG for each image of a prediction, by the calibrated threshold or by another."""

@@ -271,3 +271,22 @@ def test_a_gpu_that_is_not_there_is_said_so_and_the_cpu_used(trained, monkeypatc
     first, network = open_network(trained.model, "cuda:0,cuda:1")
     assert (first.provider.device, first.provider.reason) == ("cpu", "running on cpu: no card in this machine")
     assert isinstance(network, Direct)
+
+
+def test_batches_on_a_gpu_are_filled_up_to_few_sizes(
+    detector: OnnxDetector, images, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[int] = []
+
+    def on_cpu(session: object, provider: Provider, shape: tuple[int, ...]) -> _Bound:
+        made.append(shape[0])
+        return _Bound(session, Provider("cpu"), shape)
+
+    monkeypatch.setattr("inspectad.detector._Bound", on_cpu)
+    pretended = OnnxDetector(detector._session, detector.manifest, detector.digest, Provider("cuda"))
+    for count in (3, 1, 4, 3, 2):
+        some = np.stack((list(images) * 4)[:count])
+        ours, plain = pretended.predict_resized(some), detector.predict_resized(some)
+        np.testing.assert_allclose(ours.image_scores, plain.image_scores, rtol=1e-5)
+        np.testing.assert_allclose(ours.anomaly_maps, plain.anomaly_maps, rtol=1e-4, atol=1e-6)
+    assert made == [4, 1, 2]
