@@ -7,15 +7,15 @@ Needs: inspectad[train]. Renders a brushed plate with holes, a window and a prin
 brushing, light, position and noise. Trains on whole images and on tiles, scans a good and a scratched plate with each
 model, with heatmaps, and says what they found.
 
-Expected output (7 minutes on two cores that were busy with other things, half of that when idle):
+Expected output (3.5 minutes on two cores):
 
     scratch            3907 2562 347 237
-    whole  trained in 30 s
-    whole  good.png     OK  0.87 of the threshold
+    whole  trained in 17 s
+    whole  good.png     OK  0.86 of the threshold
     whole  scratch.png  OK  0.88 of the threshold
-    tiles  trained in 300 s
-    tiles  good.png     OK  0.92 of the threshold
-    tiles  scratch.png  NG  1.13 of the threshold  3912 2568 336 224
+    tiles  trained in 152 s
+    tiles  good.png     OK  0.94 of the threshold
+    tiles  scratch.png  NG  1.27 of the threshold  3896 2552 360 256
 """
 
 import argparse
