@@ -5,6 +5,7 @@ unreadable; 130 and 143 stopped by Ctrl-C and SIGTERM. Data goes to stdout or fi
 Heavy modules are imported inside the verbs, so that ``--help`` is quick and ``scan`` needs no torch.
 """
 
+import contextlib
 import functools
 import math
 import os
@@ -215,11 +216,13 @@ class _ScanCommand(typer.core.TyperCommand):
     """``--heatmaps`` may stand without a word behind it: then it means ``all``."""
 
     def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]  # typer has its own click
-        filled = []
-        for i, word in enumerate(args):
-            filled.append(word)
-            if word == "--heatmaps" and args[i + 1 : i + 2] not in (["all"], ["ng"]) and "--" not in args[:i]:
-                filled.append("all")
+        filled = list(args)
+        if "--heatmaps" in filled:
+            at = filled.index("--heatmaps") + 1
+            if filled[at : at + 1] and filled[at].lower() in ("all", "ng"):
+                filled[at] = filled[at].lower()
+            else:
+                filled.insert(at, "all")
         return super().parse_args(ctx, filled)
 
 
@@ -284,7 +287,7 @@ def scan(
     )
     detector, network = _open(model, device, batch_size, is_stream=watch or images == ["-"])
     stream = sys.stdout.buffer if console.stdout_is_data() else None
-    with console.scan_progress() as progress:
+    with contextlib.closing(network), console.scan_progress() as progress:
         try:
             summary = run(
                 config,
@@ -392,7 +395,8 @@ def evaluate(
     from inspectad.evaluate import EvaluateConfig
     from inspectad.evaluate import evaluate as run
 
-    detector, _ = _open(model, device)
+    detector, network = _open(model, device)
+    network.close()  # of several devices, the first evaluates
     with console.step_progress() as progress:
         result = run(EvaluateConfig(good=good, defects=defects, masks=masks), detector, progress.step)
     console.warn([f"{path}: left out, {reason}" for path, reason in result.unreadable])

@@ -187,8 +187,11 @@ def _score(
         found[name] = _Scored(prepared.file, scored.score, anomaly_map, prepared.source_hw)
         return Inspection(image=name, verdict=detector.manifest.calibration.verdict(scored.score), score=scored.score)
 
-    with contextlib.closing(share([detector])) as network:
-        for done, (prepared, row) in enumerate(pipeline.inspect_files(iter(files), detector.manifest, network, keep)):
+    with (
+        contextlib.closing(share([detector])) as network,
+        contextlib.closing(pipeline.inspect_files(iter(files), detector.manifest, network, keep)) as rows,
+    ):
+        for done, (prepared, row) in enumerate(rows):
             say(what, done, len(files))
             if row.verdict is Verdict.UNREADABLE:
                 unreadable.append((str(prepared.file.path), row.error))

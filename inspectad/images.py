@@ -109,7 +109,7 @@ def load_image(data: bytes, size_hw: tuple[int, int] | None, full_scale: int) ->
         return LoadedImage(resize(decoded, size_hw), decoded, (height, width))
     stored = jpeg_size(data)
     assert stored is not None  # else there were no reduction
-    is_turned = (height > width) != (stored[0] > stored[1])
+    is_turned = (height, width) != (-(-stored[0] // reduction), -(-stored[1] // reduction))
     return LoadedImage(resize(decoded, size_hw), None, stored[::-1] if is_turned else stored)
 
 

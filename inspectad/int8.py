@@ -127,15 +127,15 @@ def _patch_scales(model: "onnx.ModelProto", searches: list[_Search], samples: li
 def _quantise_search(model: "onnx.ModelProto", search: _Search, scale: float) -> None:
     """Replace a product in float by one in 8 bits; what follows compares whole numbers then.
 
-    The columns of ones become the highest byte by saturation, so that the bank's own share of them, the squared
-    lengths, is divided by that; its unit is chosen so that they fit as well.
+    The columns of ones become a whole number, the highest there is if components are small, and the bank's own share
+    of them, the squared lengths, is divided by that; its unit is chosen so that they fit as well.
     """
     from onnx import helper, numpy_helper
 
     vectors, norms = search.keys[:-NORM_COLUMNS], search.keys[-NORM_COLUMNS:]
-    most = _BITS
-    unit = max(float(np.abs(vectors).max()) / most, float(np.abs(norms).max()) / (most * _BITS * scale))
-    keys = np.concatenate([np.rint(vectors / unit), np.rint(norms / (_BITS * scale * unit))])
+    one = min(_BITS, round(1 / scale))
+    unit = max(float(np.abs(vectors).max()), float(np.abs(norms).max()) / (one * scale)) / _BITS
+    keys = np.concatenate([np.rint(vectors / unit), np.rint(norms / (one * scale * unit))])
     constants = {
         "scale": np.float32(scale),
         "zero": np.uint8(_BITS + 1),

@@ -26,8 +26,9 @@ def jpeg_reduction(data: bytes, input_size_hw: tuple[int, int]) -> int:
         return 1
     height, width = size
     longer, shorter = max(input_size_hw), min(input_size_hw)  # EXIF may turn the image
-    fits = (r for r in (8, 4, 2) if max(size) >= _LEAST * r * longer and min(height, width) >= _LEAST * r * shorter)
-    return next(fits, 1)
+    fits = (r for r in (8, 4, 2) if max(size) >= _LEAST * r * longer and min(size) >= _LEAST * r * shorter)
+    # Rounded up, almost equal sides become equal, and nothing tells whether EXIF turned the image.
+    return next((r for r in fits if height == width or -(-height // r) != -(-width // r)), 1)
 
 
 def jpeg_size(data: bytes) -> tuple[int, int] | None:

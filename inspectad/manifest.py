@@ -171,7 +171,7 @@ def _check(m: Manifest) -> None:
     ]
     for is_wrong, what in problems:
         if is_wrong:
-            raise ModelFileError(f"its manifest cannot be used: {what[:200]}")
+            raise ModelFileError(f"its manifest cannot be used: {what[:200]}; train again")
 
 
 def _fits(tiling: Tiling, input_size_hw: tuple[int, int]) -> bool:

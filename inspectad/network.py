@@ -12,7 +12,7 @@ import numpy as np
 
 from inspectad.cores import cores
 from inspectad.detector import OnnxDetector, parse_devices
-from inspectad.errors import InspectadError
+from inspectad.errors import InspectadError, UsageError
 from inspectad.records import ByteArray, FloatArray
 
 GPU_BATCH: Final = 16
@@ -57,12 +57,19 @@ def open_network(
     """A model on one or several devices, ready for a scan; the first of its detectors, and all of them as a network.
 
     Args:
-        devices: see `inspectad.detector.parse_devices`; a GPU that does not work is left out, unless none does.
+        devices: see `inspectad.detector.parse_devices`.
         batch_size: see `share`.
         is_stream: images come one by one, and each is wanted soon.
+
+    Raises: UsageError: one of several GPUs does not work.
     """
     detectors = [OnnxDetector.load(model, device, threads=1) for device in parse_devices(devices)]
     used = [d for d in detectors if d.provider.device != "cpu"] or detectors[:1]
+    if len(detectors) > 1 and len(used) < len(detectors):
+        failed = next(d for d in detectors if d.provider.device == "cpu")
+        raise UsageError(
+            f"--device {devices}: not all of these work here ({failed.provider.reason}); name those that do"
+        )
     on_cpu = used[0].provider.device == "cpu"
     alone = OnnxDetector.load(model, "cpu", spins=True) if is_stream and on_cpu and cores() > 1 else None
     return used[0], share(used, batch_size, alone)
@@ -109,19 +116,26 @@ class Batched:
     def __init__(self, detectors: Sequence[OnnxDetector], batch_size: int) -> None:
         self.callers = 2 * batch_size * len(detectors)  # one batch is filled while another is run
         self._batch_size = batch_size
+        self._closed, self._lock = False, threading.Lock()
         self._requests: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
         self._threads = [threading.Thread(target=self._serve, args=(d,), daemon=True) for d in detectors]
         for thread in self._threads:
             thread.start()
 
     def score(self, pixels: ByteArray) -> tuple[float, FloatArray]:
+        """Raises: InspectadError after `close`."""
         answer: Future[tuple[float, FloatArray]] = Future()
-        self._requests.put((pixels, answer))
+        with self._lock:  # nothing comes behind the word that it is over
+            if self._closed:
+                raise InspectadError("the network was closed while images were on their way")
+            self._requests.put((pixels, answer))
         return answer.result()
 
     def close(self) -> None:
-        for _ in self._threads:
-            self._requests.put(None)
+        with self._lock:
+            self._closed = True
+            for _ in self._threads:
+                self._requests.put(None)
         for thread in self._threads:
             thread.join()
 

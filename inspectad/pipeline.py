@@ -10,7 +10,7 @@ import contextlib
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Final
@@ -30,6 +30,7 @@ from inspectad.tiles import score_tiles
 TOO_LARGE: Final = "too large for the memory of this machine"
 _IN_FLIGHT_BYTES: Final = 512 * 2**20  # decoded pixels of all workers, beyond which the next image waits
 _MOST_WORKERS: Final = 32
+_MOST_CALLERS: Final = 224
 _WAITING: Final = 4  # images a worker that may be waiting for it, or for their turn to be a row
 
 
@@ -71,7 +72,7 @@ _Ahead = queue.Queue["Future[_Row] | BaseException | None"]
 
 def inspect_files(
     files: Iterator[ImageFile], manifest: Manifest, network: Network, finish: Finish, *, workers: int = 0
-) -> Iterator[_Row]:
+) -> Generator[_Row, None, None]:
     """Rows in the order of the files, each as soon as it and all before it are known.
 
     Args:
@@ -103,7 +104,7 @@ def inspect_files(
 
 def workers_for(network: Network) -> int:
     """Threads that `inspect_files` starts unless told otherwise."""
-    return min(cores(), _MOST_WORKERS) + (network.callers if network.callers > 1 else 0)
+    return min(cores(), _MOST_WORKERS) + (min(network.callers, _MOST_CALLERS) if network.callers > 1 else 0)
 
 
 def _take(ahead: _Ahead) -> "Future[_Row] | BaseException | None":
@@ -214,7 +215,7 @@ class _Budget:
         """Replace what was reserved for an image by what it holds."""
         with self._changed:
             self._used += held - room.reserved
-            self._largest = max(self._largest, held)
+            self._largest = max(self._largest - self._largest // 8, held)  # one huge image is soon forgotten
             room.reserved = held
             self._changed.notify_all()
 

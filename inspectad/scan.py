@@ -100,7 +100,7 @@ def scan(
     """Inspect all images, write a row for each, and count.
 
     Args:
-        network: what runs the detector for many workers; made of it if absent.
+        network: what runs the detector for many workers, left open; made of it if absent.
         on_total: told how many images there are, when that is known beforehand.
         on_row: told each row once it is on disk.
         on_warning: told what a user should know at once; of a watched folder, in a thread of its own.
@@ -124,8 +124,12 @@ def scan(
     with RowWriter(_rows_path(config, kind), kind, done.whole_bytes) as writer, contextlib.ExitStack() as stack:
         if stream is not None and kind == "csv":
             _send(stream, CSV_HEADER)
-        network = stack.enter_context(contextlib.closing(network or share([detector], config.batch_size)))
-        rows = inspect_files(files, manifest, network, judge.finish, workers=config.workers)
+        if network is None:
+            network = stack.enter_context(contextlib.closing(share([detector], config.batch_size)))
+        # Ended before the network is closed: its workers wait for answers.
+        rows = stack.enter_context(
+            contextlib.closing(inspect_files(files, manifest, network, judge.finish, workers=config.workers))
+        )
         for prepared, row in rows:
             record = format_row(row, kind)
             writer.write(record)

@@ -73,6 +73,15 @@ def test_what_is_decoded_stays_twice_the_input_at_least(
     assert jpeg_reduction(jpeg(np.zeros((*size, 3), np.uint8)), input_size) == expected
 
 
+@pytest.mark.parametrize("size", [(1284, 1281), (1281, 1284)])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_sides_that_would_be_equal_when_rounded_do_not_lose_which_is_which(
+    size: tuple[int, int], orientation: int
+) -> None:
+    loaded = load_image(jpeg(scene(*size), orientation), (160, 160), 255)
+    assert loaded.size_hw == (size if orientation == 1 else size[::-1])
+
+
 def test_other_formats_are_never_decoded_smaller() -> None:
     image = np.zeros((2000, 2000, 3), np.uint8)
     for suffix in (".png", ".bmp", ".webp", ".tiff"):

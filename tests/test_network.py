@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from inspectad.errors import InspectadError, UsageError
 from inspectad.images import resize
 from inspectad.network import GPU_BATCH, Batched, Direct, Network, open_network, share
 from inspectad.records import Prediction
+from inspectad.scan import ScanConfig, scan
 
 SIDE = 4
 
@@ -290,3 +292,35 @@ def test_batches_on_a_gpu_are_filled_up_to_few_sizes(
         np.testing.assert_allclose(ours.image_scores, plain.image_scores, rtol=1e-5)
         np.testing.assert_allclose(ours.anomaly_maps, plain.anomaly_maps, rtol=1e-4, atol=1e-6)
     assert made == [4, 1, 2]
+
+
+def test_a_scan_that_ends_in_the_middle_does_not_wait_for_answers_that_never_come(trained, tmp_path) -> None:
+    """Workers wait for a network that is closed: they must be ended first. It hung for ever."""
+
+    def gone(row: object) -> None:
+        raise BrokenPipeError
+
+    plain = OnnxDetector.load(trained.model, "cpu", threads=1)
+    config = ScanConfig(images=(str(trained.good),), output=tmp_path / "out", batch_size=2)
+    with pytest.raises(BrokenPipeError):
+        scan(config, plain, on_row=gone)
+
+
+def test_a_closed_network_answers_with_an_error() -> None:
+    network = Batched([FakeDetector()], 2)
+    network.close()
+    with pytest.raises(InspectadError, match="closed"):
+        network.score(picture(1))
+
+
+def test_one_of_several_gpus_that_does_not_work_is_not_left_out_in_silence(trained, monkeypatch) -> None:
+    real = OnnxDetector.load
+
+    def load(model: Path, device: str = "auto", threads: int = 0, *, spins: bool = False) -> OnnxDetector:
+        found = real(model, "cpu", threads)
+        found.provider = Provider("cuda") if device == "cuda:0" else Provider("cpu", "no such GPU")
+        return found
+
+    monkeypatch.setattr(OnnxDetector, "load", load)
+    with pytest.raises(UsageError, match="no such GPU"):
+        open_network(trained.model, "cuda:0,cuda:7")

@@ -63,6 +63,23 @@ def test_an_image_larger_than_the_whole_budget_is_let_through_alone() -> None:
     assert entered.wait(5)
 
 
+def test_one_huge_image_does_not_hold_back_the_small_ones_for_ever() -> None:
+    budget = _Budget(1000)
+    for size in (5000, *[10] * 40):
+        with budget.room() as room:
+            room.holds(size)
+    entered = threading.Event()
+
+    def enter() -> None:
+        with budget.room():
+            entered.set()
+
+    with budget.room() as room:
+        room.holds(10)
+        threading.Thread(target=enter, daemon=True).start()
+        assert entered.wait(5)
+
+
 @pytest.mark.parametrize("batch_size", [1, 3, 16])
 @pytest.mark.parametrize("workers", [1, 4])
 def test_rows_come_in_the_order_of_the_files_each_once(trained, batch_size: int, workers: int) -> None:

@@ -22,7 +22,7 @@ from inspectad.benchmark.speed_ratios import TrunkRatio, cores_used
 from inspectad.benchmark.speed_records import Images, SpeedReport, Target, TargetRun
 from inspectad.benchmark.speed_report import to_json, to_markdown
 from inspectad.detector import OnnxDetector
-from inspectad.errors import InspectadError
+from inspectad.errors import InspectadError, UsageError
 from inspectad.image_files import RESULTS_MARKER, find_images
 from inspectad.images import resize
 from inspectad.manifest import Manifest
@@ -63,6 +63,8 @@ def run_speed(config: SpeedConfig, step: Step = silent) -> SpeedResult:
     write_atomically(config.output / RESULTS_MARKER, b"")
     with tempfile.TemporaryDirectory(prefix=_WORK, dir=config.output, ignore_cleanup_errors=True) as name:
         model, manifest = named or _rendered_model(Path(name), step)
+        if manifest.tiling is not None:
+            raise UsageError(f"{model}: was trained with --tile; give a model that sees whole images")
         models = Models(model, manifest, Path(name, "models"), step)
         report = _measure(config, devices, skipped, models, Path(name), step)
     markdown = to_markdown(report)

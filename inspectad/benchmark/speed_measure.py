@@ -183,7 +183,8 @@ class _ScanRun:
                 workers=self._workers,
             )
             begin, begin_core = time.perf_counter(), time.process_time()
-            summary = scan(config, self._detector, network)
+            with contextlib.closing(network):
+                summary = scan(config, self._detector, network)
             took, core = time.perf_counter() - begin, time.process_time() - begin_core
         self._rate = summary.images / took
         return Timing(self._rate, 1000 * core / summary.images)
@@ -233,7 +234,7 @@ def _latency(target: Target, files: tuple[ImageFile, ...], heatmaps: str, output
         finally:
             over.set()
             turn.set()  # for the thread that waits in there for its next turn
-            rows.close()  # type: ignore[attr-defined]  # it is a generator
+            rows.close()
     return latency(took[_LATENCY_WARM_UP:])
 
 
