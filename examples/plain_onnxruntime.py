@@ -59,7 +59,8 @@ def read_rgb(path: str, height: int, width: int) -> np.ndarray | None:
     """8-bit RGB, upright; None for what is no image, is damaged, or has 16 bits. OpenCV 4 lets torn files through.
 
     The first half of the rule 'jpeg-reduced-area-down-linear-up': a JPEG is decoded at an eighth, a quarter or half of
-    its size, the least of these that leaves at least twice the input on both axes.
+    its size, the least of these that leaves at least twice the input on both axes and does not round its sides to the
+    same number of pixels unless they are equal.
     """
     try:
         data = np.fromfile(path, np.uint8)
@@ -77,7 +78,9 @@ def read_rgb(path: str, height: int, width: int) -> np.ndarray | None:
             (4, cv2.IMREAD_REDUCED_COLOR_4),
             (2, cv2.IMREAD_REDUCED_COLOR_2),
         ):
-            if longer >= reduction * max(height, width) and shorter >= reduction * min(height, width):
+            large = longer >= reduction * max(height, width) and shorter >= reduction * min(height, width)
+            rounded = {-(-side // reduction) for side in image.shape[:2]}
+            if large and (len(rounded) == 2 or image.shape[0] == image.shape[1]):
                 image = cv2.imdecode(data, flag)
                 break
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)

@@ -61,11 +61,11 @@ def open_network(
         batch_size: see `share`.
         is_stream: images come one by one, and each is wanted soon.
 
-    Raises: UsageError: one of several GPUs does not work.
+    Raises: UsageError: one of several GPUs does not work; of none, the CPU is used and says why.
     """
     detectors = [OnnxDetector.load(model, device, threads=1) for device in parse_devices(devices)]
     used = [d for d in detectors if d.provider.device != "cpu"] or detectors[:1]
-    if len(detectors) > 1 and len(used) < len(detectors):
+    if used[0].provider.device != "cpu" and len(used) < len(detectors):
         failed = next(d for d in detectors if d.provider.device == "cpu")
         raise UsageError(
             f"--device {devices}: not all of these work here ({failed.provider.reason}); name those that do"
