@@ -15,6 +15,7 @@ _CALM = 0.85  # below this share of the level nothing is coloured, so a good ima
 _OPACITY = 0.55
 _OUTLINE = (220, 0, 0)
 _BLOCK = 40  # map pixels
+_SMALL = 40  # times the thickness of a line: regions up to that length are framed
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +192,8 @@ def _draw_contours(overlay: ByteArray, anomaly_map: FloatArray, level: float) ->
     thickness, place = max(1, round(max(height, width) / 400)), max(height, width) / max(above.shape)
     if thickness > place:
         # A line to be seen in the whole of a large image would cover a small region: it goes around it, at a distance.
-        frames = [_frame(contour, 3 * thickness) for contour in scaled]
+        small = [contour for contour in scaled if max(cv2.boundingRect(contour)[2:]) < _SMALL * thickness]
+        frames = [_frame(contour, 3 * thickness) for contour in small]
         cv2.polylines(overlay, frames, True, _OUTLINE, thickness)
         thickness = max(1, round(place / 2))
     cv2.polylines(overlay, scaled, True, _OUTLINE, thickness, cv2.LINE_AA)
