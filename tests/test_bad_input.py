@@ -627,7 +627,7 @@ def test_a_scan_stopped_at_work_keeps_whole_rows_and_can_go_on(
     assert_stopped_cleanly(tmp_path, words)
     assert path.read_bytes().endswith(b"\n")
     left = len(read_csv(path))
-    assert 10 <= left < 60
+    assert 9 <= left < 60  # a row is taken back when the signal comes between its last byte and its being counted
     done = run_cli(
         "scan", many, "-o", tmp_path / "out", "--resume", "--heatmaps", "-m", trained.model, "--device", "cpu"
     )
