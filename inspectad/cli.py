@@ -219,7 +219,7 @@ class _ScanCommand(typer.core.TyperCommand):
         filled = list(args)
         if "--heatmaps" in filled:
             at = filled.index("--heatmaps") + 1
-            if filled[at : at + 1] and filled[at].lower() in ("all", "ng"):
+            if filled[at : at + 1] and filled[at].lower() in list(Heatmaps):
                 filled[at] = filled[at].lower()
             else:
                 filled.insert(at, "all")

@@ -273,10 +273,10 @@ def _start(data: bytes, options: ort.SessionOptions, device: str, index: int) ->
         with contextlib.suppress(Exception):  # a node that is not for the GPU, say
             providers = _provider_options(device, index, graphs=True)
             session = ort.InferenceSession(data, options, providers, enable_fallback=0)
-            for image in session.get_inputs()[:1]:
-                bound = _Bound(session, Provider(device, index=index), (1, *image.shape[1:]))
-                for _ in range(3):  # to warm up, to record, to replay
-                    bound.run(np.zeros((1, *image.shape[1:]), np.uint8))
+            blank = np.zeros((1, *session.get_inputs()[0].shape[1:]), np.uint8)
+            bound = _Bound(session, Provider(device, index=index), blank.shape)
+            for _ in range(3):  # to warm up, to record, to replay
+                bound.run(blank)
             return session
     return ort.InferenceSession(data, options, _provider_options(device, index, data=data), enable_fallback=0)
 

@@ -15,10 +15,8 @@ from inspectad.errors import UnreadableImageError
 from inspectad.heatmap import find_regions, region_level, render_overlay
 from inspectad.pipeline import TOO_LARGE, Prepared, Scored
 from inspectad.png import encode_png
-from inspectad.records import Inspection, Verdict
+from inspectad.records import ByteArray, Inspection, Verdict
 
-HEATMAPS: Final = ("all", "ng")
-"""Of which images heatmaps can be asked for; "" for none."""
 _NO_NUMBER: Final = "the model gave no number for it; train again, or report this with the image"
 _LONGEST_NAME: Final = 255  # bytes, on all common file systems; temporary names are shorter
 
@@ -53,8 +51,8 @@ class Judge:
     def __init__(
         self, detector: OnnxDetector, output: Path, threshold: float | None, *, heatmaps: str = "", maps: bool = False
     ) -> None:
-        """Args: threshold: replaces the calibrated one; the map threshold is scaled with it. heatmaps: see
-        `HEATMAPS`."""
+        """Args: threshold: replaces the calibrated one; the map threshold is scaled with it. heatmaps: ``all``, or
+        ``ng`` for those of NG images alone; "" for none."""
         self._calibration = detector.manifest.calibration
         self._model = detector.digest[:12]
         self._output = output
@@ -69,13 +67,11 @@ class Judge:
         if scored is None or not math.isfinite(scored.score):
             return self._unreadable(prepared, prepared.error or _NO_NUMBER)
         score, anomaly_map = scored.score, scored.anomaly_map
-        verdict = self._calibration.verdict(score, self.threshold)
-        level = region_level(float(anomaly_map.max()), verdict, self.threshold, self._map_threshold)
+        verdict, level = self.look(scored)
         regions = find_regions(anomaly_map, level, prepared.source_hw)
         if self._heatmaps in ("all", verdict.value.lower()):
-            caption = f"{verdict}  score {score:.4g}  threshold {self.threshold:.4g}"
             try:
-                overlay = render_overlay(prepared.whole(), anomaly_map, level, caption, verdict)
+                overlay = self.draw(prepared, scored, verdict, level)
             except UnreadableImageError as error:  # all of it is decoded only now, see `inspectad.jpeg`
                 return self._unreadable(prepared, str(error))
             except MemoryError:
@@ -96,6 +92,19 @@ class Judge:
             elapsed_ms=_ms_since(prepared.started),
             model=self._model,
         )
+
+    def look(self, scored: Scored) -> tuple[Verdict, float]:
+        """The verdict, and the level that regions of the map are cut at."""
+        verdict = self._calibration.verdict(scored.score, self.threshold)
+        return verdict, region_level(float(scored.anomaly_map.max()), verdict, self.threshold, self._map_threshold)
+
+    def draw(self, prepared: Prepared, scored: Scored, verdict: Verdict, level: float) -> ByteArray:
+        """The heatmap, (H, W, 3) RGB at the source's size; a large JPEG is decoded again for it.
+
+        Raises: UnreadableImageError.
+        """
+        caption = f"{verdict}  score {scored.score:.4g}  threshold {self.threshold:.4g}"
+        return render_overlay(prepared.whole(), scored.anomaly_map, level, caption, verdict)
 
     def _unreadable(self, prepared: Prepared, why: str) -> Inspection:
         return Inspection(

@@ -93,11 +93,10 @@ class Direct:
             detector = self._detector if self._busy else self._alone
             self._busy += 1
         try:
-            prediction = detector.predict_resized(pixels[np.newaxis])
+            return detector.predict_resized(pixels[np.newaxis]).only
         finally:
             with self._lock:
                 self._busy -= 1
-        return float(prediction.image_scores[0]), prediction.anomaly_maps[0]
 
     def close(self) -> None:
         pass

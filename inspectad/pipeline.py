@@ -85,21 +85,30 @@ def inspect_files(
     pipeline = Pipeline(manifest, network, finish, tiles)
     pool = ThreadPoolExecutor(workers, thread_name_prefix="inspectad")
     feeder = threading.Thread(target=pipeline.feed, args=(files, pool, ahead), daemon=True)
-    threads_before = cv2.getNumThreads()
+    with opencv_threads(workers):
+        feeder.start()
+        try:
+            while (item := _take(ahead)) is not None:
+                if isinstance(item, BaseException):
+                    raise item
+                yield item.result()
+        finally:
+            pipeline.stop(ahead)
+            if tiles is not None:
+                tiles.shutdown(wait=True, cancel_futures=True)  # an image of many tiles need not be finished
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextlib.contextmanager
+def opencv_threads(workers: int) -> Iterator[None]:
+    """OpenCV's own threads off while many workers run: they are the parallelism, those would only take turns."""
+    before = cv2.getNumThreads()
     if workers > 1:
-        cv2.setNumThreads(1)  # the workers are the parallelism; OpenCV's own threads would only take turns with them
-    feeder.start()
+        cv2.setNumThreads(1)
     try:
-        while (item := _take(ahead)) is not None:
-            if isinstance(item, BaseException):
-                raise item
-            yield item.result()
+        yield
     finally:
-        pipeline.stop(ahead)
-        if tiles is not None:
-            tiles.shutdown(wait=True, cancel_futures=True)  # an image of many tiles need not be finished
-        pool.shutdown(wait=True, cancel_futures=True)
-        cv2.setNumThreads(threads_before)
+        cv2.setNumThreads(before)
 
 
 def workers_for(network: Network) -> int:

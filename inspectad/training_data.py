@@ -2,7 +2,6 @@
 
 import hashlib
 import math
-import os
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
+from inspectad.cores import cores
 from inspectad.errors import TrainingError, UnreadableImageError, UsageError
 from inspectad.image_files import ImageFile, find_images
 from inspectad.images import LoadedImage, decode_image, full_scale_of, load_image, read_file
@@ -70,7 +70,7 @@ def survey(folder: Path, exclude: Sequence[Path] = ()) -> Survey:
 def _threads(examined: Sequence[ReadableImage | str]) -> int:
     """How many images like these can be decoded at a time within `_CACHE_BYTES`; decoding holds each twice."""
     sizes = [math.prod(i.size_hw) * (6 if i.is_8_bit else 12) for i in examined if isinstance(i, ReadableImage)]
-    return max(1, min(8, os.cpu_count() or 1, _CACHE_BYTES // max(sizes, default=1)))
+    return max(1, min(8, cores(), _CACHE_BYTES // max(sizes, default=1)))
 
 
 def _examine(file: ImageFile) -> ReadableImage | str:

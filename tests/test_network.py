@@ -92,18 +92,23 @@ def test_each_caller_gets_the_answer_to_its_own_image() -> None:
     assert all((anomaly_map == value).all() for value, (_, anomaly_map) in zip(values, answers, strict=True))
 
 
+def ask_behind_one(network: Batched, fake: FakeDetector, count: int) -> list[float]:
+    """Scores of picture 0, which holds the thread, and of so many that wait meanwhile."""
+    with ThreadPoolExecutor(count + 1) as pool:
+        first = pool.submit(network.score, picture(0))
+        assert fake.entered.wait(20)
+        others = [pool.submit(network.score, picture(i)) for i in range(1, count + 1)]
+        while network._requests.qsize() < count:
+            time.sleep(0.001)
+        fake.may_run.set()
+        return [f.result()[0] for f in (first, *others)]
+
+
 def test_a_batch_is_filled_by_number() -> None:
     fake = FakeDetector()
     fake.may_run.clear()  # the first, small batch holds the thread until all the others wait
     network = Batched([fake], 4)
-    with ThreadPoolExecutor(13) as pool:
-        first = pool.submit(network.score, picture(0))
-        assert fake.entered.wait(20)
-        others = [pool.submit(network.score, picture(i)) for i in range(1, 13)]
-        while network._requests.qsize() < 12:
-            time.sleep(0.001)
-        fake.may_run.set()
-        assert [f.result()[0] for f in (first, *others)] == list(range(13))
+    assert ask_behind_one(network, fake, 12) == list(range(13))
     network.close()
     assert fake.batches == [1, 4, 4, 4]
 
@@ -138,14 +143,7 @@ def test_a_batch_that_fails_is_halved_until_it_goes() -> None:
     fake = FakeDetector(lambda batch: InspectadError("out of memory") if len(batch) > 1 else None)
     fake.may_run.clear()
     network = Batched([fake], 4)
-    with ThreadPoolExecutor(9) as pool:
-        first = pool.submit(network.score, picture(0))
-        assert fake.entered.wait(20)
-        others = [pool.submit(network.score, picture(i)) for i in range(1, 5)]
-        while network._requests.qsize() < 4:
-            time.sleep(0.001)
-        fake.may_run.set()
-        assert [f.result()[0] for f in (first, *others)] == list(range(5))
+    assert ask_behind_one(network, fake, 4) == list(range(5))
     network.close()
     assert fake.batches == [1, 4, 2, 1, 1, 2, 1, 1]
 

@@ -15,14 +15,14 @@ from inspectad.benchmark.speed_plan import SpeedConfig, is_cpu
 from inspectad.benchmark.speed_process import cold_start, peak_memory
 from inspectad.benchmark.speed_ratios import INFER, Latency, Timing, latency, median, ratios, stages_of
 from inspectad.benchmark.speed_records import BatchRun, PipelineRun, Target, TargetRun
-from inspectad.benchmark.speed_stages import Stages, Work, opencv_threads, time_work
+from inspectad.benchmark.speed_stages import Stages, Work, time_work
 from inspectad.cores import cores
 from inspectad.detector import OnnxDetector
 from inspectad.errors import InspectadError
 from inspectad.image_files import ImageFile
 from inspectad.judge import Judge
 from inspectad.network import open_network, share
-from inspectad.pipeline import inspect_files, workers_for
+from inspectad.pipeline import inspect_files, opencv_threads, workers_for
 from inspectad.progress import Step
 from inspectad.scan import ScanConfig, scan
 

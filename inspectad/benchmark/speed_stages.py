@@ -1,20 +1,17 @@
 """The stages of a scan, each alone: the very functions of the pipeline over images that are held in memory."""
 
-import contextlib
 import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from inspectad.atomic import write_atomically
 from inspectad.benchmark.speed_images import Sample
 from inspectad.benchmark.speed_ratios import Timing
 from inspectad.detector import OnnxDetector
-from inspectad.heatmap import region_level, render_overlay
 from inspectad.images import decode_image, read_file, resize, to_8_bit
 from inspectad.jpeg import jpeg_reduction
 from inspectad.judge import Judge
@@ -51,18 +48,6 @@ def time_work(work: Work, items: int, threads: int, seconds: float) -> Timing:
     return Timing(sum(done / took for done, took in parts), 1000 * core / sum(done for done, _ in parts))
 
 
-@contextlib.contextmanager
-def opencv_threads(workers: int) -> Iterator[None]:
-    """OpenCV's own threads as `inspectad.pipeline.inspect_files` has them for so many workers."""
-    before = cv2.getNumThreads()
-    if workers > 1:
-        cv2.setNumThreads(1)
-    try:
-        yield
-    finally:
-        cv2.setNumThreads(before)
-
-
 class Stages:
     """All stages for one model; their inputs are made beforehand, once.
 
@@ -72,9 +57,6 @@ class Stages:
 
     def __init__(self, sample: Sample, detector: OnnxDetector, folder: Path) -> None:
         """Args: folder: where ``write`` writes."""
-        self._sample = sample
-        self._detector = detector
-        self._folder = folder
         full_scale, hw = detector.manifest.full_scale, detector.input_size_hw
         reductions = [jpeg_reduction(data, hw) for data in sample.data]
         decoded = [
@@ -82,7 +64,7 @@ class Stages:
             for source, data, reduction in zip(sample.sources, sample.data, reductions, strict=True)
         ]
         self._resized = [resize(source, hw) for source in decoded]
-        self._scored = [self._score(pixels) for pixels in self._resized]
+        self._scored = [Scored(*detector.predict_resized(pixels[None]).only) for pixels in self._resized]
         self._judge = Judge(detector, folder, None)
         self._prepared = [
             Prepared(
@@ -115,15 +97,5 @@ class Stages:
         """Mean size of a heatmap's file."""
         return sum(map(len, self._pictures)) / len(self._pictures)
 
-    def _score(self, pixels: ByteArray) -> Scored:
-        prediction = self._detector.predict_resized(pixels[None])
-        return Scored(float(prediction.image_scores[0]), prediction.anomaly_maps[0])
-
     def _draw(self, i: int) -> ByteArray:
-        """What `inspectad.judge.Judge` draws, on the whole image: a large JPEG is decoded again for it."""
-        scored, calibration = self._scored[i], self._detector.manifest.calibration
-        verdict = calibration.verdict(scored.score)
-        peak = float(scored.anomaly_map.max())
-        level = region_level(peak, verdict, calibration.threshold, calibration.map_threshold)
-        caption = f"{verdict}  score {scored.score:.4g}  threshold {calibration.threshold:.4g}"
-        return render_overlay(self._prepared[i].whole(), scored.anomaly_map, level, caption, verdict)
+        return self._judge.draw(self._prepared[i], self._scored[i], *self._judge.look(self._scored[i]))
