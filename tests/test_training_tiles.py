@@ -111,7 +111,7 @@ def test_large_images_are_surveyed_a_few_at_a_time(plates: Path, monkeypatch: py
     from inspectad import training_data
 
     examined = survey(plates / "good").readable
-    monkeypatch.setattr("os.cpu_count", lambda: 16)
+    monkeypatch.setattr("inspectad.training_data.cores", lambda: 16)
     assert training_data._threads(examined[:1]) == 8
     monkeypatch.setattr("inspectad.training_data._CACHE_BYTES", 3 * 6 * 200 * 300)
     assert training_data._threads(examined[:1]) == 3
