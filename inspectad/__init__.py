@@ -8,7 +8,12 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
+
+# From 1.29 on, onnxruntime's builds for Linux and macOS report sessions and models to their maker unless this is set
+# before they are loaded. A factory's PC reports nothing to anybody.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __version__ = "0.1.0"
 

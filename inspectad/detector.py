@@ -24,6 +24,8 @@ from inspectad.model_file import extract_manifest, onnx_path, read_model_bytes
 from inspectad.records import ByteArray, FloatArray, Prediction, Verdict
 from inspectad.tiles import score_tiles
 
+ort.disable_telemetry_events()  # on Windows, where ORT_DISABLE_TELEMETRY (`inspectad`) says nothing
+
 DEVICES: Final = ("auto", "cpu", "cuda", "tensorrt")
 _DEVICE: Final = re.compile(r"(cuda|tensorrt):(\d{1,3})")
 _NO_VNNI: Final = (

@@ -88,6 +88,16 @@ def test_scan_needs_nothing_of_train(trained, run_cli, tmp_path: Path, line_pc: 
     assert len(list((tmp_path / "r" / "heatmaps").iterdir())) == len(list(trained.good.iterdir()))
 
 
+def test_onnxruntime_reports_nothing_to_its_maker(
+    trained, run_cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("CI", "GITHUB_ACTIONS", "TF_BUILD", "ORT_DISABLE_TELEMETRY"):  # with these it is silent anyway
+        monkeypatch.delenv(name, raising=False)
+    done = run_cli("info", "-m", trained.model, env={"TMPDIR": str(tmp_path)})
+    assert done.returncode == 0, done.stderr
+    assert list(tmp_path.iterdir()) == []  # else .ses, with an identifier
+
+
 def test_info_needs_nothing_of_train(trained, run_cli, line_pc: dict[str, str]) -> None:
     done = run_cli("info", "-m", trained.model, "--json", env=line_pc)
     assert done.returncode == 0, done.stderr
