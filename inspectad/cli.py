@@ -34,7 +34,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 benchmark_app = typer.Typer(
-    help="Measure methods on labelled sets of images, and speed on this machine.",
+    help="Measure methods on labelled sets of images, and speed and endurance on this machine.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -524,6 +524,50 @@ def speed(
     with console.step_progress() as progress:
         result = run_speed(config, progress.step)
     report_speed(result)
+
+
+@benchmark_app.command()
+@_reporting
+def soak(
+    images: Annotated[
+        Path | None, typer.Argument(help="Folder of images (recursive); without it, parts are rendered.")
+    ] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            "-m",
+            "--model",
+            help="Model folder, or a single .onnx file; else ./model or, without it and without IMAGES, one trained on "
+            "rendered parts.",
+        ),
+    ] = None,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for soak.json, soak.md and soak.png.")] = Path(
+        "inspectad-soak"
+    ),
+    count: Annotated[
+        int, typer.Option("--images", min=2_000, help="How many images are scanned, the same ones again and again.")
+    ] = 100_000,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="As a hot folder: images come, and are deleted when they have their row.")
+    ] = False,
+    odd: Annotated[bool, typer.Option(help="One image in ten is a damaged file, or of another depth or shape.")] = True,
+    device: DeviceOption = "auto",
+) -> None:
+    """Scan very many images and check that nothing grows, no row is lost and it gets no slower.
+
+    inspectad benchmark soak ./line_images
+    """
+    try:
+        from inspectad.benchmark.soak import SoakConfig, check, run_soak
+    except (ImportError, OSError) as error:
+        raise MissingDependencyError(f"onnxruntime does not load ({error}); 'inspectad doctor' says more") from error
+    from inspectad.benchmark.show import report_soak
+
+    config = SoakConfig(images=images, model=model, output=output, count=count, odd=odd, watch=watch, device=device)
+    with console.step_progress() as progress:
+        result = run_soak(config, progress.step)
+    report_soak(result)
+    check(result)
 
 
 @app.command()

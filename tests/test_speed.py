@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from inspectad.benchmark import speed_models, speed_plan, speed_plot
 from inspectad.benchmark.speed import run_speed
-from inspectad.benchmark.speed_images import ManyNames, _from_all_over, take_sample
+from inspectad.benchmark.speed_images import ManyNames, from_all_over, take_sample
 from inspectad.benchmark.speed_machine import parse_cpuinfo
 from inspectad.benchmark.speed_measure import _ScanRun
 from inspectad.benchmark.speed_plan import SpeedConfig, parse_device_list, parse_names, parse_numbers, working_devices
@@ -210,7 +210,7 @@ def test_without_any_device_nothing_is_written(trained, tmp_path: Path, monkeypa
 @pytest.mark.parametrize("count", [1, 2, 3, 7, 8, 100])
 def test_the_first_of_a_sample_lie_all_over_the_folder(count: int) -> None:
     files = [ImageFile(Path(f"{i}"), f"{i}") for i in range(count)]
-    order = [int(f.name) for f in _from_all_over(files)]
+    order = [int(f.name) for f in from_all_over(files)]
     assert sorted(order) == list(range(count))
     gaps = np.diff(sorted([-1, *order[: max(count // 4, 1)], count]))
     assert count < 8 or gaps.max() <= count // 2 + 1

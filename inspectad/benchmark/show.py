@@ -18,6 +18,7 @@ from inspectad import console
 if TYPE_CHECKING:
     from inspectad.benchmark.accuracy import AccuracyResult
     from inspectad.benchmark.rows import Cell, Row
+    from inspectad.benchmark.soak import SoakResult
     from inspectad.benchmark.speed import SpeedResult
 
 
@@ -121,6 +122,22 @@ def report_speed(result: SpeedResult) -> None:
         for table in map(brief, tables(result.report)):
             out.print(f"\n[bold]{escape(table.title)}[/]", _rich_table(table.headings, table.rows))
     for note in result.report.notes:
+        console.err.print(escape(note))
+    console.err.print(escape(f"wrote {', '.join(map(str, result.files))}"))
+
+
+def report_soak(result: SoakResult) -> None:
+    """What ``benchmark soak`` says when it is done: Markdown where something reads standard output."""
+    from inspectad.benchmark.soak import HEADINGS, figures, rows_of
+
+    if console.stdout_is_data():
+        sys.stdout.buffer.write(result.markdown.encode("utf-8", "surrogateescape"))
+        sys.stdout.buffer.flush()
+    else:
+        out = console.console(stderr=False)
+        out.print(_rich_table(HEADINGS, rows_of(result.promises)))
+        out.print(_rich_table(("figure", "value"), list(figures(result.run).items())))
+    for note in result.notes:
         console.err.print(escape(note))
     console.err.print(escape(f"wrote {', '.join(map(str, result.files))}"))
 

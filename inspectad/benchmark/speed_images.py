@@ -71,7 +71,7 @@ def take_sample(folder: Path, full_scale: int, *exclude: Path, held_bytes: int =
     data: list[bytes] = []
     sources: list[ByteArray] = []
     held, unreadable, reason = 0, 0, ""
-    for file in _from_all_over(found):
+    for file in from_all_over(found):
         try:
             content = read_file(file.path)
             source = to_8_bit(decode_image(content), full_scale)
@@ -89,7 +89,7 @@ def take_sample(folder: Path, full_scale: int, *exclude: Path, held_bytes: int =
     return Sample(tuple(files), tuple(data), tuple(sources), len(found), unreadable)
 
 
-def _from_all_over(files: Sequence[ImageFile]) -> list[ImageFile]:
+def from_all_over(files: Sequence[ImageFile]) -> list[ImageFile]:
     """The same files in an order whose first ones, however many, lie all over the list: by reversed binary digits."""
     digits = max(len(files) - 1, 1).bit_length()
     numbers = (int(f"{i:0{digits}b}"[::-1], 2) for i in range(2**digits))
@@ -127,14 +127,14 @@ class ManyNames:
             for i in range(len(self._paths), count):
                 file = self._files[i % len(self._files)].path.resolve()
                 path = self._folder / f"{i:07}{file.suffix}"
-                _link(file, path)
+                link_or_copy(file, path)
                 self._paths.append(str(path))
         except OSError as error:
             raise output_error(self._folder, error) from error
         return tuple(self._paths[:count])
 
 
-def _link(file: Path, path: Path) -> None:
+def link_or_copy(file: Path, path: Path) -> None:
     """A link where the system lets us make one, else a copy."""
     for link in (os.symlink, os.link, shutil.copyfile):
         try:
