@@ -3,7 +3,7 @@
 import heapq
 import os
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -11,6 +11,7 @@ from typing import Final
 from inspectad.end_mark import is_whole
 from inspectad.errors import UnreadableImageError
 from inspectad.images import read_file
+from inspectad.names import NameSet
 
 # How long size and time of change must have stayed the same before a file counts as complete.
 _POLL_SECONDS: Final = 0.03  # its end is there, but nobody said that it was closed
@@ -62,13 +63,14 @@ class Arrivals:
     def __init__(
         self,
         folder: Path,
-        done: Collection[str],
+        done: Container[str],
         rows_ns: int,
         say: Say,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.folder = folder
-        self.known: dict[str, int] = {}  # stamps of files that were given, and of earlier ones that are still here
+        self.known: dict[str, int] = {}  # stamps of files that are still here, of those that were given or have a row
+        self._gone = NameSet()  # names of files that were given and are no longer here
         self._done = done
         self._rows_ns = rows_ns
         self._say = say
@@ -96,7 +98,9 @@ class Arrivals:
         stamp = self._stamp(name)
         if stamp is None:
             self._files.pop(name, None)
-        elif name in self.known or name in self._done:
+            if self.known.pop(name, None) is not None:
+                self._gone.add(name)
+        elif name in self.known or name in self._gone or name in self._done:
             self._look_again(name, stamp, closed=closed)
         else:
             self._look(name, stamp, closed=closed)
@@ -149,26 +153,27 @@ class Arrivals:
     def _look_again(self, name: str, stamp: int, *, closed: bool) -> None:
         """A name is inspected once. Is it still the same file?"""
         known = self.known.get(name)
-        if known is None:  # its row was there at the start; a file that comes after the first listing is another one
+        if known is None:  # it was gone, or its row was there at the start; one that comes later is another file
             changed = closed or self._listed or _time_ns(stamp) > self._rows_ns + _CLOCK_SLACK_NS
         else:
             changed = is_changed(known, stamp, 0 if closed else _TIME_SLACK_NS)
         if changed or known is None:
             self.known[name] = stamp
         if changed and name not in self._warned:
-            self._warn(name)
+            self._warn(name, "the file changed since" if known is not None else "a file came again under that name")
 
-    def _warn(self, name: str) -> None:
+    def _warn(self, name: str, what: str) -> None:
         """Each of the first names; later ones only when their number has doubled, as this may run for months."""
         self._reused += 1
         if len(self._warned) < _MOST_WARNINGS:
             self._warned.add(name)
             self._say(
-                f"{name}: has a row already, and the file changed since; a name is inspected once, "
-                "so give each image a name of its own"
+                f"{name}: has a row already, and {what}; a name is inspected once, so give each image a name of its own"
             )
         elif self._reused.bit_count() == 1:
-            self._say(f"{self._reused} times a file changed that had a row already; none was inspected again")
+            self._say(
+                f"{self._reused} times a file changed or came again that had a row already; none was inspected again"
+            )
 
 
 def _patience(path: Path, *, closed: bool) -> float:

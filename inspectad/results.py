@@ -4,17 +4,20 @@ import csv
 import io
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Final, Self
+from typing import BinaryIO, Final, Self
 
 from inspectad.atomic import output_error
 from inspectad.errors import OutputError
+from inspectad.names import NameSet
 from inspectad.records import Inspection
 
 COLUMNS: Final = tuple(f.name for f in fields(Inspection))
 FORMATS: Final = ("csv", "jsonl")
+_LONGEST_RECORD: Final = 2**20  # bytes; the longest of ours are some 30,000
 
 
 def to_cells(row: Inspection) -> dict[str, object]:
@@ -64,8 +67,8 @@ CSV_HEADER: Final = csv_line(COLUMNS)
 class Done:
     """What an interrupted scan left: the images that have a whole row, and the rows' common facts."""
 
-    images: frozenset[str] = frozenset()
-    verdicts: tuple[str, ...] = ()
+    images: NameSet = field(default_factory=NameSet)
+    verdicts: Counter[str] = field(default_factory=Counter)
     models: frozenset[str] = frozenset()
     thresholds: frozenset[str] = frozenset()
     whole_bytes: int = 0
@@ -76,39 +79,61 @@ def read_done(path: Path, kind: str) -> Done:
 
     Raises: OutputError when the file is not one of ours.
     """
-    try:
-        data = path.read_bytes() if path.exists() else b""
-    except OSError as error:
-        raise output_error(path, error) from error
-    images, models, thresholds, verdicts, end = set(), set(), set(), [], 0
-    for record, after in _whole_records(data, kind, path):
+    images, models, thresholds, end = NameSet(), set(), set(), 0
+    verdicts: Counter[str] = Counter()
+    for record, after in _whole_records(path, kind):
         end = after
         if record:
             images.add(record["image"])
-            verdicts.append(record["verdict"])
+            verdicts[record["verdict"]] += 1
             models.add(record["model"])
             if record["threshold"]:
                 thresholds.add(record["threshold"])
-    return Done(frozenset(images), tuple(verdicts), frozenset(models), frozenset(thresholds), end)
+    return Done(images, verdicts, frozenset(models), frozenset(thresholds), end)
 
 
-def _whole_records(data: bytes, kind: str, path: Path) -> Iterator[tuple[dict[str, str], int]]:
-    """Records and the offset behind each; the CSV header comes first, as an empty record."""
-    header = CSV_HEADER
-    if kind == "csv" and data:
-        if not data.startswith(header):
-            if header.startswith(data):
-                return  # killed while the header was written
+def read_names(path: Path, kind: str) -> Iterator[str]:
+    """Names of the images that have a whole row, one after the other. Raises: as `read_done`."""
+    return (record["image"] for record, _ in _whole_records(path, kind) if record)
+
+
+def _whole_records(path: Path, kind: str) -> Iterator[tuple[dict[str, str], int]]:
+    """Records and the offset behind each, read as they are asked for: a file of months has gigabytes.
+
+    The CSV header comes first, as an empty record.
+    """
+    try:
+        with path.open("rb") as file:
+            yield from _records_of(file, kind, path)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise output_error(path, error) from error
+
+
+def _records_of(file: BinaryIO, kind: str, path: Path) -> Iterator[tuple[dict[str, str], int]]:
+    end = 0
+    if kind == "csv":
+        header = file.readline(len(CSV_HEADER))
+        if header != CSV_HEADER:
+            if CSV_HEADER.startswith(header):
+                return  # nothing, or killed while the header was written
             raise OutputError(_foreign(path))
-        yield {}, len(header)
-    start = end = len(header) if kind == "csv" else 0
-    while (end := data.find(b"\n", end)) >= 0:
-        end += 1
-        record = data[start:end]
-        if kind == "csv" and record.count(b'"') % 2:
+        end = len(header)
+        yield {}, end
+    record, quotes = bytearray(), 0
+    while line := file.readline(_LONGEST_RECORD):
+        record += line
+        quotes += line.count(b'"')
+        if len(record) >= _LONGEST_RECORD:
+            raise OutputError(_foreign(path))
+        if not line.endswith(b"\n"):
+            return  # torn
+        if kind == "csv" and quotes % 2:
             continue  # a newline inside a quoted name
-        yield _parse(record, kind, path), end
-        start = end
+        end += len(record)
+        yield _parse(bytes(record), kind, path), end
+        record, quotes = bytearray(), 0
 
 
 def _parse(record: bytes, kind: str, path: Path) -> dict[str, str]:

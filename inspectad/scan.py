@@ -19,7 +19,7 @@ from inspectad.manifest import Manifest
 from inspectad.network import Network, share
 from inspectad.pipeline import Prepared, inspect_files
 from inspectad.records import Inspection
-from inspectad.results import CSV_HEADER, FORMATS, Done, RowWriter, format_row, read_done, significant
+from inspectad.results import CSV_HEADER, FORMATS, Done, RowWriter, format_row, read_done, read_names, significant
 from inspectad.tiles import AUTO, parse_tile, seen_aspect, tile_for
 
 _UNCALIBRATED: Final = (
@@ -114,7 +114,7 @@ def scan(
     manifest = _tiled(config, detector.manifest)
     judge = Judge(detector, config.output, config.threshold, heatmaps=config.heatmaps, maps=config.maps)
     done = _already_done(config, detector, judge.threshold)
-    summary = ScanSummary(earlier=Counter(done.verdicts))
+    summary = ScanSummary(earlier=done.verdicts)
     files = _images_to_come(config, done, on_warning) if config.watch else _images_to_scan(config, on_total, done)
     write_atomically(config.output / RESULTS_MARKER, _tile_note(config, detector))
     if manifest.tiling != detector.manifest.tiling:
@@ -176,11 +176,19 @@ def _images_to_scan(config: ScanConfig, on_total: Callable[[int], None], done: D
     elif "-" in config.images:
         raise UsageError("'-' (paths on standard input) cannot be mixed with other images")
     else:
-        listed = expand_arguments(config.images, exclude=config.output)
-        if not listed:
+        found = expand_arguments(config.images, exclude=config.output)
+        if not found:
             raise InspectadError(_no_images(config))
-        on_total(sum(f.name not in done.images for f in listed))
+        on_total(sum(f.name not in done.images for f in found))
+        listed = _let_go(found)
     return (file for file in listed if file.name not in done.images)
+
+
+def _let_go(files: list[ImageFile]) -> Iterator[ImageFile]:
+    """Each once; a million of them, and what their paths come to hold, are not kept until the end."""
+    files.reverse()
+    while files:
+        yield files.pop()
 
 
 def _images_to_come(config: ScanConfig, done: Done, on_warning: Callable[[str], None]) -> Iterator[ImageFile]:
@@ -219,7 +227,7 @@ def _clear(config: ScanConfig) -> None:
     root = config.output.resolve()
     for kind in FORMATS:
         rows = _rows_path(config, kind)
-        for name in read_done(rows, kind).images:
+        for name in read_names(rows, kind):
             for path in (heatmap_path(config.output, name), map_path(config.output, name)):
                 with contextlib.suppress(ValueError):  # a name with a zero byte: there is no such file
                     if path.resolve().is_relative_to(root):  # a results file may come from anybody

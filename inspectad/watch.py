@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Container, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -53,7 +53,7 @@ _Notice = tuple[str, bool]
 
 
 def watch_folder(
-    folder: Path, output: Path, done: Collection[str], *, rows_ns: int = 0, say: Say, listing_alone: bool = False
+    folder: Path, output: Path, done: Container[str], *, rows_ns: int = 0, say: Say, listing_alone: bool = False
 ) -> Iterator[ImageFile]:
     """Image files below a folder: those that are there and those to come, for ever; hidden ones and results left out.
 
@@ -101,6 +101,7 @@ class _Lister(threading.Thread):
         self._observer = None if listing_alone else _Observer(self._tree, self._notices, say)
         self._stopped = threading.Event()
         self._unlisted: set[str] = set()
+        self._failed = False  # to list some folder, in this listing
 
     def take(self, timeout: float | None) -> Iterator[_Notice]:
         """Wait for a notice, at most so long, then take what is there."""
@@ -129,18 +130,24 @@ class _Lister(threading.Thread):
                 self._observer.stop()
 
     def _list(self) -> None:
+        self._failed = False
         try:
             if self._observer is not None:
                 self._observer.keep_running()  # before the listing, so that no file falls between
-            names = sorted(name for name, stat in self._tree.walk() if self._is_news(name, stamp_of(stat)))
+            listed = {name: stamp_of(stat) for name, stat in self._tree.walk()}
         except OSError as error:
             self._cannot_list("", error)
             return
         if "" in self._unlisted:
             self._unlisted.clear()
             self._say(f"{self._tree.folder}: is back")
-        for name in [*names, ""]:
+        news = sorted(name for name, stamp in listed.items() if self._is_news(name, stamp))
+        for name in [*news, *self._gone(listed), ""]:
             self._put((name, False))
+
+    def _gone(self, listed: Container[str]) -> list[str]:
+        """Files that were known and are not there any more, if all folders could be listed."""
+        return [] if self._failed else [name for name in list(self._known) if name not in listed]
 
     def _is_news(self, name: str, stamp: int) -> bool:
         known = self._known.get(name)
@@ -154,6 +161,7 @@ class _Lister(threading.Thread):
 
     def _cannot_list(self, name: str, error: OSError) -> None:
         """Said once for each folder, then tried again with each listing."""
+        self._failed = True
         if name not in self._unlisted and (not name or len(self._unlisted) < _MOST_UNLISTED):
             self._unlisted.add(name)
             self._say(f"{self._tree.folder / name}: cannot be listed ({error.strerror}); trying again and again")

@@ -5,6 +5,7 @@ import errno
 import io
 import json
 import os
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from inspectad.errors import OutputError
 from inspectad.records import Box, Inspection, Verdict
-from inspectad.results import COLUMNS, RowWriter, format_row, read_done
+from inspectad.results import COLUMNS, CSV_HEADER, RowWriter, format_row, read_done, read_names
 
 QUICK = settings(deadline=None, max_examples=80)
 DOCUMENTED = "image,verdict,score,threshold,severity,area_px,boxes,peak_x,peak_y,elapsed_ms,model,error"
@@ -253,3 +254,29 @@ def test_a_row_has_a_score_exactly_when_it_was_readable(verdict: Verdict, score:
     assume((verdict is Verdict.UNREADABLE) != (score is None))
     with pytest.raises(ValueError, match="does not go with"):
         Inspection(image="a.png", verdict=verdict, score=score)
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_the_rows_of_months_are_read_in_little_memory(kind: str, tmp_path: Path) -> None:
+    row = format_row(Inspection(image="line/0000000.png", verdict=Verdict.UNREADABLE, error="x" * 1000), kind)
+    with (tmp_path / "rows").open("wb") as file:
+        file.write(CSV_HEADER if kind == "csv" else b"")
+        for i in range(20_000):
+            file.write(row.replace(b"0000000", b"%07d" % i))
+    tracemalloc.start()
+    try:
+        done = read_done(tmp_path / "rows", kind)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(done.images) == done.verdicts["UNREADABLE"] == 20_000
+    assert done.whole_bytes == (tmp_path / "rows").stat().st_size
+    assert most < done.whole_bytes / 5
+    assert next(read_names(tmp_path / "rows", kind)) == "line/0000000.png"
+
+
+@pytest.mark.parametrize("line", [b"x" * 3 * 2**20, b'"' + 99_999 * (b"\n" + b"x" * 99)])
+def test_a_record_without_end_is_refused_before_it_fills_the_memory(line: bytes, tmp_path: Path) -> None:
+    (tmp_path / "rows").write_bytes(CSV_HEADER + line)
+    with pytest.raises(OutputError, match="not as this version"):
+        read_done(tmp_path / "rows", "csv")

@@ -193,6 +193,23 @@ def test_names_that_have_a_row_are_not_given_and_warned_of_when_they_are_of_anot
     assert [line.split(":")[0] for line in desk.said] == ["later.png", "rewritten.png", "new.png"]
 
 
+def test_a_file_that_is_gone_is_forgotten_but_for_its_name(tmp_path: Path) -> None:
+    desk = Desk(tmp_path)
+    desk.write("a.png", PNG)
+    assert desk.given("a.png", closed=True) == ["a.png"]
+    (tmp_path / "a.png").unlink()
+    assert desk.given("a.png") == []  # the listing misses it
+    assert desk.arrivals.known == {}
+    desk.write("a.png", PNG)
+    assert desk.given("a.png", 10, closed=True) == []
+    assert desk.said == [
+        "a.png: has a row already, and a file came again under that name; a name is inspected once, so give each image "
+        "a name of its own"
+    ]
+    desk.given("a.png", 10)
+    assert len(desk.said) == 1
+
+
 # --- the folder ---
 
 
@@ -216,6 +233,10 @@ class Watching:
             if file.name == "last.png":
                 break
         self._files.close()  # type: ignore[attr-defined]
+
+    def known(self) -> dict[str, int]:
+        """What `Arrivals` keeps of files that are here."""
+        return self._files.gi_frame.f_locals["arrivals"].known  # type: ignore[attr-defined]
 
     def until(self, *names: str) -> None:
         wait_until(lambda: set(names) <= set(self.given))
@@ -311,6 +332,42 @@ def test_a_folder_moved_here_brings_its_files(start: Callable[..., Watching], tm
     wanted = [f"lot/cam/{i}.png" for i in range(5)]
     watching.until(*wanted)
     assert watching.finish() == wanted
+
+
+def test_files_that_are_taken_away_are_forgotten(start: Callable[..., Watching], tmp_path: Path) -> None:
+    watching = start()
+    for i in range(50):
+        put(tmp_path / "in" / f"{i % 5}" / f"{i}.png")
+    watching.until(*(f"{i % 5}/{i}.png" for i in range(50)))
+    for i in range(5):
+        shutil.rmtree(tmp_path / "in" / f"{i}")
+    put(tmp_path / "in" / "kept.png")
+    wait_until(lambda: list(watching.known()) == ["kept.png"])
+    assert len(watching.finish()) == 51
+    assert watching.said == []
+
+
+def test_while_a_folder_cannot_be_listed_nothing_is_forgotten(
+    start: Callable[..., Watching], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watching = start()
+    put(tmp_path / "in" / "shy" / "a.png")
+    watching.until("shy/a.png")
+    listings: list[str] = []
+    scandir = os.scandir
+
+    def refuse(path: Path) -> object:
+        listings.append(os.fspath(path))
+        if Path(path).name == "shy":
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr("inspectad.image_files.os.scandir", refuse)
+    wait_until(lambda: sum(path.endswith("shy") for path in listings) > 3)
+    monkeypatch.undo()
+    assert list(watching.known()) == ["shy/a.png"]
+    assert watching.finish() == ["shy/a.png"]
+    assert len(watching.said) == 1
 
 
 def test_many_files_at_once_are_all_given_once(start: Callable[..., Watching], tmp_path: Path) -> None:
