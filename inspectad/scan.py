@@ -13,6 +13,7 @@ from typing import BinaryIO, Final
 from inspectad.atomic import output_error, write_atomically
 from inspectad.detector import OnnxDetector
 from inspectad.errors import InspectadError, OutputError, UsageError
+from inspectad.heap import give_back
 from inspectad.image_files import RESULTS_MARKER, ImageFile, expand_arguments, read_path_list
 from inspectad.judge import Judge, heatmap_path, map_path
 from inspectad.manifest import Manifest
@@ -22,6 +23,7 @@ from inspectad.records import Inspection
 from inspectad.results import CSV_HEADER, FORMATS, Done, RowWriter, format_row, read_done, read_names, significant
 from inspectad.tiles import AUTO, parse_tile, seen_aspect, tile_for
 
+_GIVE_BACK_IMAGES: Final = 500
 _UNCALIBRATED: Final = (
     "a score is that of the worst of an image's tiles, and the threshold was not calibrated for these: expect more "
     "false rejects; train with --tile, or find a --threshold by good images"
@@ -140,6 +142,8 @@ def scan(
             if config.watch and summary.odd_aspect == [row.image]:  # there is no end at which to say so
                 on_warning(f"{row.image}: another aspect ratio than the training images, so it is distorted")
             on_row(row)
+            if not summary.images % _GIVE_BACK_IMAGES:
+                give_back()
     summary.seconds = time.perf_counter() - started
     if not summary.all_verdicts:
         raise InspectadError("no image was named on standard input" if "-" in config.images else _no_images(config))

@@ -46,7 +46,7 @@ def test_the_check_below_would_see_a_heavy_module() -> None:
     "arguments",
     [
         *(["--help"], ["--version"]),
-        *(["benchmark", verb, "--help"] for verb in ("accuracy", "speed")),
+        *(["benchmark", verb, "--help"] for verb in ("accuracy", "speed", "soak")),
         *([verb, "--help"] for verb in ("train", "scan")),
     ],
 )
