@@ -49,7 +49,7 @@ def options_of(verb: str) -> set[str]:
     command = typer.main.get_command(app)
     for part in verb.split():
         command = command.commands[part]  # type: ignore[attr-defined]
-    return {name for parameter in command.params for name in parameter.opts}
+    return {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
 
 
 def test_each_exit_code_is_explained() -> None:
