@@ -4,7 +4,7 @@ import contextlib
 import errno
 import sys
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -231,6 +231,7 @@ def _clear(config: ScanConfig) -> None:
     root = config.output.resolve()
     for kind in FORMATS:
         rows = _rows_path(config, kind)
+        deque(read_names(rows, kind), maxlen=0)  # a file that is not ours is refused before anything is removed
         for name in read_names(rows, kind):
             for path in (heatmap_path(config.output, name), map_path(config.output, name)):
                 with contextlib.suppress(ValueError):  # a name with a zero byte: there is no such file

@@ -936,3 +936,13 @@ def test_defects_kept_below_the_good_folder_are_not_taken_for_good(
     done = run_cli("train", tmp_path / "all", tmp_path / "all" / "defects", "-o", tmp_path / "m", "--size", "64")
     assert_clear(done, 0, f"{len(list(trained.good.iterdir()))} good images")
     assert "also among the defects" not in done.stderr
+
+
+def test_results_that_are_ours_but_for_their_end_cost_no_heatmap(trained, run_cli, tmp_path: Path) -> None:
+    arguments = ("scan", trained.good, "-m", trained.model, "-o", tmp_path / "out", "--device", "cpu", "--heatmaps")
+    assert run_cli(*arguments).returncode == 0
+    with (tmp_path / "out" / "results.csv").open("ab") as file:
+        file.write(b"a note of somebody\n")
+    before = sorted(p for p in (tmp_path / "out").rglob("*"))
+    assert_clear(run_cli(*arguments), 1, "not as this version of inspectad writes it")
+    assert sorted(p for p in (tmp_path / "out").rglob("*")) == before

@@ -15,7 +15,7 @@ from inspectad.benchmark.soak_images import Mix, find_usual, render_good, render
 from inspectad.benchmark.soak_records import Promise, Sample, SoakRun, paces, promises, slope
 from inspectad.benchmark.speed_machine import describe_machine
 from inspectad.benchmark.tables import markdown_table
-from inspectad.detector import OnnxDetector
+from inspectad.detector import OnnxDetector, parse_devices
 from inspectad.errors import InspectadError, MissingDependencyError
 from inspectad.image_files import RESULTS_MARKER
 from inspectad.progress import Step, silent
@@ -69,7 +69,7 @@ def run_soak(config: SoakConfig, step: Step = silent) -> SoakResult:
 
     Raises:
         MissingDependencyError: psutil is not installed.
-        UsageError: a folder that is not there.
+        UsageError: a folder that is not there, or no such device.
         ModelFileError: no model under the name that was given, or a damaged one.
         InspectadError: no image.
     """
@@ -78,6 +78,7 @@ def run_soak(config: SoakConfig, step: Step = silent) -> SoakResult:
     from inspectad.benchmark.soak_plot import MISSING, can_plot, plot_soak
     from inspectad.benchmark.soak_process import Folders, soak
 
+    devices = parse_devices(config.device)
     model = config.model or (DEFAULT_MODEL if config.images or DEFAULT_MODEL.exists() else None)
     if model is None:
         prepare_training()
@@ -95,9 +96,11 @@ def run_soak(config: SoakConfig, step: Step = silent) -> SoakResult:
         mix = Mix(usual or render_usual(work / "usual"), odd, config.count)
         folders = Folders(work / "images", work / "scan" / "results", work / "tmp")
         command = scan_command(folders.images, model, folders.output, config)
+        if devices == ["auto"]:
+            devices = [OnnxDetector.load(model).provider.device]
         run = soak(command, mix, folders, step, watch=config.watch)
     kept = promises(run)
-    machine = describe_machine([config.device] if config.device != "auto" else ["cpu"])
+    machine = describe_machine(devices)
     markdown = to_markdown(config, run, kept, machine)
     files = {"soak.json": to_json(config, run, kept, machine).encode(), "soak.md": markdown.encode()}
     if can_plot() and run.samples:
