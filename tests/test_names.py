@@ -3,13 +3,14 @@
 import tracemalloc
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inspectad import names
 from inspectad.names import NameSet
 
 
+@settings(deadline=None)
 @given(st.lists(st.text(max_size=3), max_size=200), st.lists(st.text(max_size=3)), st.integers(1, 9))
 def test_a_set_of_names_knows_what_a_set_knows(known: list[str], asked: list[str], fresh: int) -> None:
     with pytest.MonkeyPatch.context() as patch:

@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 import pytest
 from conftest import RunCli, Trained, cli_environment, command_line
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inspectad import watch
@@ -116,6 +116,7 @@ def test_a_file_that_vanishes_before_it_is_complete_is_forgotten(tmp_path: Path)
     assert desk.given("a.png", closed=True) == ["a.png"]
 
 
+@settings(deadline=None)
 @given(
     cuts=st.lists(st.integers(0, len(PNG) - 1), max_size=6),
     pauses=st.lists(st.floats(0, 1.9), min_size=7, max_size=7),
