@@ -37,7 +37,9 @@ def max_pixels() -> int:
 
 def _checked(megapixels: float, source: str) -> float:
     if not 0.01 <= megapixels <= MOST_MEGAPIXELS:  # NaN too
-        raise UsageError(f"{source} {megapixels:g}: give 0.01 to {MOST_MEGAPIXELS:.0f}, more than which are not decoded")
+        raise UsageError(
+            f"{source} {megapixels:g}: give 0.01 to {MOST_MEGAPIXELS:.0f}, more than which are not decoded"
+        )
     return megapixels
 
 
@@ -51,7 +53,10 @@ def check_pixels(width: int, height: int) -> None:
 
 
 def check_file_bytes(size: int) -> None:
-    """Refuse a file longer than any image of the allowed pixels needs, before it is read. Raises: UnreadableImageError."""
+    """Refuse a file longer than an image of the allowed pixels can need, before it is read.
+
+    Raises: UnreadableImageError.
+    """
     limit = min(_BYTES_A_PIXEL * (pixels := max_pixels()) + _OTHER_BYTES, MOST_FILE_BYTES)
     if size > limit:
         advice = "" if limit == MOST_FILE_BYTES else "; if it is what it should be, raise it with --max-megapixels"

@@ -1,4 +1,4 @@
-"""A look into an ONNX file before the runtime sees it: its metadata, and nothing in it that reaches out of the file. Pure.
+"""A look into an ONNX file before the runtime sees it: its metadata, and whether it is complete by itself. Pure.
 
 A graph that inspectad exports consists of standard operators and holds its own weights. So what ONNX can do beyond that
 is refused rather than judged: weights in other files, operators of other domains (among them ``EPContext``, which loads

@@ -66,7 +66,9 @@ def tiff_sizes(data: bytes) -> list[tuple[int, int]]:
         if tag in (_WIDTH, _HEIGHT, _TILE_WIDTH, _TILE_HEIGHT) and (code := _INTEGERS.get(kind)):
             (value,) = struct.unpack_from(_order(data) + code, data, at)
             found[tag] = max(found.get(tag, 0), int(value))
-    sizes = [(found[w], found[h]) for w, h in ((_WIDTH, _HEIGHT), (_TILE_WIDTH, _TILE_HEIGHT)) if {w, h} <= found.keys()]
+    sizes = [
+        (found[w], found[h]) for w, h in ((_WIDTH, _HEIGHT), (_TILE_WIDTH, _TILE_HEIGHT)) if {w, h} <= found.keys()
+    ]
     return sizes if _WIDTH in found and _HEIGHT in found else []
 
 
