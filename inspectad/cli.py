@@ -18,7 +18,6 @@ from types import FrameType
 from typing import TYPE_CHECKING, Annotated, ParamSpec
 
 import typer
-from rich.markup import escape
 
 from inspectad import __version__, console
 from inspectad.errors import InspectadError, MissingDependencyError, UsageError
@@ -130,7 +129,7 @@ def _reporting(verb: Callable[P, None]) -> Callable[P, None]:
                 raise typer.Exit(128 + _Stop.signum) from None
             if not isinstance(error, InspectadError):
                 raise
-            console.err.print(f"[bold red]error:[/] {escape(console.printable(str(error)))}")
+            console.err.print(f"[bold red]error:[/] {console.plain(str(error))}")
             raise typer.Exit(error.exit_code) from error
 
     return run
@@ -328,7 +327,7 @@ def _open(
 
     detector, network = open_network(model, devices, batch_size, is_stream=is_stream)
     if detector.provider.reason:
-        console.err.print(escape(detector.provider.reason))
+        console.err.print(console.plain(detector.provider.reason))
     return detector, network
 
 
@@ -351,7 +350,7 @@ def export(
 
     console.err.print("exporting and comparing ...")
     manifest, size = run(ExportConfig(model=model, output=output, precision=precision.value))
-    console.err.print(escape(f"{describe_parity(manifest.parity)}: wrote {output} ({size / 1e6:.1f} MB)"))
+    console.err.print(console.plain(f"{describe_parity(manifest.parity)}: wrote {output} ({size / 1e6:.1f} MB)"))
 
 
 @app.command()
@@ -384,7 +383,7 @@ def explain(
             ExplainConfig(images=tuple(images), model=model, output=output, device=device.value), progress.step
         )
     console.warn([f"{name}: not explained, {reason}" for name, reason in summary.unreadable])
-    console.err.print(escape(f"{summary.pictures} images in {summary.seconds:.1f} s: wrote {output}"))
+    console.err.print(console.plain(f"{summary.pictures} images in {summary.seconds:.1f} s: wrote {output}"))
     if summary.unreadable:
         raise typer.Exit(4)
 

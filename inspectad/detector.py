@@ -295,6 +295,9 @@ def _provider_options(device: str, index: int = 0, *, graphs: bool = False, data
     if device == "tensorrt":
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "inspectad", "tensorrt")
         engines = str(cache / hashlib.sha256(data).hexdigest()[:16])  # building one takes minutes
+        with contextlib.suppress(OSError):  # compiled code: nobody else may put any there
+            os.makedirs(engines, mode=0o700, exist_ok=True)
+            os.chmod(cache, 0o700)
         tensorrt = {
             "device_id": str(index),
             "trt_fp16_enable": str(b"_fp16" in data),  # what `export` calls the weights of such a model

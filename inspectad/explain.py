@@ -72,5 +72,7 @@ def explain(config: ExplainConfig, say: Step = silent) -> ExplainSummary:
             unreadable.append((file.name, str(error)))
             continue
         picture = method.explain(module, pixels, source)
-        write_atomically(explanation_path(config.output, file.name), encode_png(picture))
+        path = explanation_path(config.output, file.name)
+        check_stays_inside(config.output, path.parent)
+        write_atomically(path, encode_png(picture))
     return ExplainSummary(len(files) - len(unreadable), tuple(unreadable), time.perf_counter() - started)
