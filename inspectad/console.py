@@ -64,7 +64,7 @@ def printable(text: str) -> str:
 
 
 def plain(text: str) -> str:
-    """Text that a terminal only shows: what looks like rich's markup, or would move the cursor, is no more than that."""
+    """Text that a terminal only shows: rich's markup and what would move the cursor are no more than letters."""
     return escape(printable(text))
 
 

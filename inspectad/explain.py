@@ -10,6 +10,7 @@ from inspectad.image_files import RESULTS_MARKER, expand_arguments
 from inspectad.images import decode_image, load_image, read_file, to_8_bit
 from inspectad.judge import explanation_path
 from inspectad.methods import METHODS
+from inspectad.output_links import check_stays_inside
 from inspectad.png import encode_png
 from inspectad.progress import Step, silent
 from inspectad.restore import read_manifest, restore
