@@ -1,6 +1,7 @@
 """Fuzz, or run one input again. Each target in a child process, so that a crash, a hang or a lack of memory is seen.
 
-An input follows from target, seed and number alone; a finding is written to a file, with the command that runs it again.
+An input follows from target, seed and number alone. One that finds something is written to a file, and the command
+that runs it again is shown.
 """
 
 import argparse
@@ -78,7 +79,8 @@ class _Finding:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{name}-{seed}-{self.number}.bin"
         path.write_bytes(_input(name, seed, self.number))
-        print(f"  {self.what}, input {self.number}\n{self.detail}\n  again: python -m fuzz --targets {name} --input {path}")
+        print(f"  {self.what}, input {self.number}\n{self.detail}")
+        print(f"  again: python -m fuzz --targets {name} --input {path}")
 
 
 def _input(name: str, seed: int, number: int) -> bytes:

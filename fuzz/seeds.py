@@ -50,7 +50,12 @@ def images() -> tuple[bytes, ...]:
     with_alpha = np.dstack([part, part[..., 1]])
     found += [_by_pillow(with_alpha, "PNG"), _by_pillow(with_alpha, "WEBP"), _by_pillow(with_alpha, "TIFF")]
     palette = Image.fromarray(part).quantize(16)
-    found += [_saved(palette, "PNG"), _saved(palette, "BMP"), _saved(palette, "TIFF"), _saved(palette.convert("1"), "PNG")]
+    found += [
+        _saved(palette, "PNG"),
+        _saved(palette, "BMP"),
+        _saved(palette, "TIFF"),
+        _saved(palette.convert("1"), "PNG"),
+    ]
     for big, tiles in product((False, True), (None, (16, 16))):
         found.append(_by_tifffile(deep if big else part, bigtiff=big, byteorder=">" if tiles else "<", tile=tiles))
     found.append(_by_tifffile(np.moveaxis(part, 2, 0), planarconfig="separate", photometric="rgb"))
@@ -61,7 +66,9 @@ def masks() -> tuple[bytes, ...]:
     """Masks of 32 x 24 px, right and wrong ones."""
     mask = np.zeros((24, 32), np.uint8)
     mask[4:9, 3:20] = 255
-    found = [_encoded(suffix, m) for suffix in (".png", ".bmp", ".tif", ".pgm") for m in (mask, mask.T.copy(), mask // 3)]
+    found = [
+        _encoded(suffix, m) for suffix in (".png", ".bmp", ".tif", ".pgm") for m in (mask, mask.T.copy(), mask // 3)
+    ]
     return (*found, _by_pillow(mask, "JPEG2000"), _saved(Image.fromarray(mask).convert("1"), "PNG"), *images()[:6])
 
 
@@ -101,7 +108,17 @@ def manifest_words() -> tuple[bytes, ...]:
     keys: set[str] = set()
     for text in manifests():
         keys.update(_keys(json.loads(text)))
-    return (*(json.dumps(key).encode() for key in sorted(keys)), b"null", b"1e999", b"-1", b"{}", b"[", b"NaN", b'""', b"1e400")
+    return (
+        *(json.dumps(key).encode() for key in sorted(keys)),
+        b"null",
+        b"1e999",
+        b"-1",
+        b"{}",
+        b"[",
+        b"NaN",
+        b'""',
+        b"1e400",
+    )
 
 
 def _keys(value: object) -> set[str]:

@@ -83,6 +83,8 @@ def _entries(data: bytes) -> Iterator[tuple[int, int, int]]:
     """Tag, type and place of the value of each entry of the first page's directory. Raises: struct.error."""
     order, is_big = _order(data), data[2:4] in (b"+\0", b"\0+")
     (start,) = struct.unpack_from(order + ("Q" if is_big else "I"), data, 8 if is_big else 4)
+    if start > len(data):  # beyond 2^63 `struct` raises an error of another kind
+        raise struct.error("a directory behind the end")
     (count,) = struct.unpack_from(order + ("Q" if is_big else "H"), data, start)
     for i in range(min(count, 4096)):
         at = start + (8 + 20 * i if is_big else 2 + 12 * i)
