@@ -93,7 +93,7 @@ def image(data: bytes) -> None:
 
 
 def _is_announced(data: bytes, size_hw: tuple[int, int], header_hw: tuple[int, int]) -> bool:
-    """Exactly, but for EXIF's turns, and TIFF tags that are there twice, of which the header's reader takes the larger."""
+    """Exactly, but for EXIF's turns, and for TIFF tags that are there twice: of these the larger one is expected."""
     if is_tiff(data):
         return all(a <= b for a, b in zip(sorted(size_hw), sorted(header_hw), strict=True))
     return size_hw in (header_hw, header_hw[::-1])

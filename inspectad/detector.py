@@ -98,6 +98,8 @@ class OnnxDetector:
             _check_graph(session, manifest)
         except ModelFileError as error:
             raise ModelFileError(f"{path}: {error}") from error
+        except UnicodeDecodeError as error:
+            raise ModelFileError(f"{path}: damaged (a name in it is no text); copy it again or train again") from error
         if provider.device == "cpu" and manifest.precision == "int8" and lacks_vnni():
             # There, whole numbers are added up in 16 bits, which overflow.
             provider = dataclasses.replace(provider, reason=_NO_VNNI)

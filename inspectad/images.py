@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from inspectad.end_mark import png_is_whole
 from inspectad.errors import UnreadableImageError
 from inspectad.image_header import check_header
 from inspectad.image_limits import check_file_bytes
@@ -129,8 +130,9 @@ def decode_image(data: bytes, reduction: int = 1) -> DecodedImage:
     cv2.utils.logging.setLogLevel(
         cv2.utils.logging.LOG_LEVEL_SILENT
     )  # the reason goes into the row, not between the progress lines
-    if data.startswith(b"\x89PNG") and b"IEND" not in data:
-        raise UnreadableImageError("a truncated PNG file; copy or export it again")  # libpng would write to stderr
+    if data.startswith(b"\x89PNG") and not png_is_whole(data):
+        # OpenCV would take the memory for a chunk that claims to be of gigabytes, and libpng write to stderr.
+        raise UnreadableImageError("a truncated PNG file; copy or export it again")
     try:
         # Blue first: asked for red first, OpenCV 5.0 leaves the pixels of a 16-bit colour TIFF unwritten.
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), _IMREAD[reduction])
