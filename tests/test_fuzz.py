@@ -43,7 +43,7 @@ import fuzz.__main__ as main_module
 main_module._HANG_SECONDS = 3.0
 
 def bad(data):
-    number = [_input("path_list", 0, n) for n in range(6)].index(data)
+    number = next((n for n in range(6) if _input("path_list", 0, n) == data), None)
     if number == 1:
         os.abort()
     if number == 2:
