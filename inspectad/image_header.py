@@ -102,7 +102,7 @@ def _jp2(data: bytes) -> list[Size]:
             start += 8
         if kind == b"jp2c":
             return _codestream(data, start)
-        if length < start - at:
+        if not start - at <= length <= len(data):
             return []
         at += int(length)
     return []
