@@ -1,8 +1,8 @@
 """The same targets led by coverage of our own code, where atheris is installed: ``python -m fuzz.guided TARGET``.
 
-Options behind the target are libFuzzer's: ``-runs=100000``, ``-max_len=4096``, ``-seed=1``. It ends at the first finding,
-and writes it to ``crash-...``. What native libraries do inside is not seen, so this suits what is written in Python:
-headers, lists, results, manifests, graphs before the runtime.
+Options behind the target are libFuzzer's: ``-runs=100000``, ``-max_len=4096``, ``-seed=1``. It ends at the first
+finding, and writes it to ``crash-...``. What native libraries do inside is not seen, so this suits what is written in
+Python: headers, lists, results, manifests, graphs before the runtime.
 """
 
 import sys

@@ -20,6 +20,7 @@ from test_model_file import MANIFEST, small_graph
 
 from inspectad import console, detector
 from inspectad.benchmark.tables import markdown_table
+from inspectad.demo import render_folders
 from inspectad.detector import OnnxDetector, create_session
 from inspectad.errors import ModelFileError, OutputError
 from inspectad.model_file import append_manifest
@@ -102,6 +103,17 @@ def test_the_output_folder_itself_may_be_a_link_and_hold_links_to_itself(
     run(loaded, line, tmp_path / "results")
     assert (tmp_path / "disk/other/sub/b.png.png").is_file()
     assert (tmp_path / "disk/results.csv").read_bytes().count(b"\n") == 3
+
+
+@LINKS
+def test_a_linked_folder_in_a_demo_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "demo").mkdir()
+    (tmp_path / "demo/.inspectad-demo").touch()
+    (tmp_path / "demo/good").symlink_to(tmp_path / "outside")
+    with pytest.raises(OutputError, match="a link leads out of the output folder"):
+        render_folders(tmp_path / "demo")
+    assert not list((tmp_path / "outside").iterdir())
 
 
 @LINKS
