@@ -237,7 +237,7 @@ def backbone(data: bytes) -> None:
 def _small_manifest():  # noqa: ANN202
     from inspectad.manifest import manifest_from_json
 
-    return manifest_from_json(seeds.manifests()[0].decode())
+    return manifest_from_json(seeds.kept("manifest")[-1].decode())
 
 
 _IMAGE_WORDS: Final = (
@@ -307,11 +307,11 @@ def _words(words: Sequence[bytes]) -> Callable[[], Sequence[bytes]]:
 
 
 TARGETS: Final[dict[str, Target]] = {
-    "image": Target(lambda: (*seeds.images(), *seeds.kept("image")), _words(_IMAGE_WORDS), image, 40),
-    "mask": Target(lambda: (*seeds.masks(), *seeds.kept("mask")), _words(_IMAGE_WORDS), mask, 10),
+    "image": Target(_kept("image"), _words(_IMAGE_WORDS), image, 40),
+    "mask": Target(_kept("mask"), _words(_IMAGE_WORDS), mask, 10),
     "path_list": Target(seeds.path_lists, _words(_PATH_WORDS), path_list, 10),
     "results": Target(seeds.results, _words(_ROW_WORDS), results, 10),
-    "manifest": Target(seeds.manifests, seeds.manifest_words, manifest, 10),
+    "manifest": Target(_kept("manifest"), seeds.manifest_words, manifest, 10),
     "model": Target(_kept("model"), _words(_ONNX_WORDS), model, 5),
     "graph": Target(_kept("graph"), _words(_ONNX_WORDS), graph, 5),
     "weights": Target(_kept("weights"), _words(_TENSOR_WORDS), weights, 5),

@@ -201,8 +201,8 @@ def read_path_list(stream: RawIOBase | BytesIO, root: Path, separator: bytes = b
         yield from _listed(lines, root, separator)
         if len(rest) > _LONGEST_LINE:
             raise UsageError(
-                f"standard input: a path of more than {_LONGEST_LINE} bytes; give one path a line, or -0 and zero bytes "
-                "between them"
+                f"standard input: a path of more than {_LONGEST_LINE} bytes; give one path a line, "
+                "or -0 and zero bytes between them"
             )
     yield from _listed([rest], root, separator)
 
