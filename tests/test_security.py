@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from conftest import RunCli, Trained
+from conftest import Trained
 from onnx import TensorProto, helper
 from rich.console import Console
 from test_model_file import MANIFEST, small_graph
@@ -23,7 +23,7 @@ from inspectad.benchmark.tables import markdown_table
 from inspectad.demo import render_folders
 from inspectad.detector import OnnxDetector, create_session
 from inspectad.errors import ModelFileError, OutputError
-from inspectad.model_file import append_manifest
+from inspectad.model_file import append_manifest, write_model
 from inspectad.nn.backbone import load_backbone
 from inspectad.results import CSV_HEADER
 from inspectad.scan import ScanConfig, scan
@@ -117,13 +117,16 @@ def test_a_linked_folder_in_a_demo_is_not_followed(tmp_path: Path) -> None:
 
 
 @LINKS
-def test_models_and_exports_replace_links(trained: Trained, run_cli: RunCli, tmp_path: Path) -> None:
+def test_files_of_a_model_that_are_links_are_replaced(tmp_path: Path) -> None:
+    """As all files that are written whole, exports among them."""
     precious = tmp_path / "precious"
     precious.write_bytes(b"mine")
-    (tmp_path / "x.onnx").symlink_to(precious)
-    assert run_cli("export", "-m", trained.model, "-o", tmp_path / "x.onnx").returncode == 0
+    (tmp_path / "model").mkdir()
+    for name in ("model.onnx", "manifest.yaml", "weights.safetensors"):
+        (tmp_path / "model" / name).symlink_to(precious)
+    write_model(tmp_path / "model", b"graph", MANIFEST, b"weights")
     assert precious.read_bytes() == b"mine"
-    assert (tmp_path / "x.onnx").stat().st_size > 1e6
+    assert (tmp_path / "model" / "model.onnx").read_bytes() == b"graph"
 
 
 def test_names_in_an_earlier_results_file_delete_nothing_outside(
