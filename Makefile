@@ -2,15 +2,19 @@
 PYTHON ?= python3
 VENV ?= .venv
 DEMO ?= inspectad-demo
+COUNT ?= 100000
+SEED ?= 0
 BIN = $(VENV)/bin
 
-.PHONY: help setup demo test check format clean
+.PHONY: help setup demo test check format fuzz audit clean
 
 help:
 	@echo "make demo    set everything up and run the whole job on rendered parts"
 	@echo "make test    set everything up and pass all tests"
 	@echo "make check   linters and types"
 	@echo "make format  format the code"
+	@echo "make fuzz    feed damaged input to all that reads some: COUNT=$(COUNT) SEED=$(SEED)"
+	@echo "make audit   look the dependencies up in public lists of vulnerabilities"
 	@echo "make clean   remove the virtual environment and what the tools left"
 
 setup: $(VENV)/ready
@@ -38,5 +42,13 @@ format: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+fuzz: setup
+	$(BIN)/python -m fuzz --count $(COUNT) --seed $(SEED)
+
+# pip-audit is no dependency of the tests: they must pass where no list of vulnerabilities can be asked.
+audit: setup
+	$(BIN)/python -m pip install --quiet pip-audit
+	$(BIN)/python .ci/audit.py $(BIN)/python
+
 clean:
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	rm -rf $(VENV) fuzz-findings .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist

@@ -17,11 +17,12 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __version__ = "0.1.0"
 
-__all__ = ["Detector", "Prediction", "Verdict", "__version__", "train"]
+__all__ = ["Detector", "Prediction", "Verdict", "__version__", "set_max_megapixels", "train"]
 
 if TYPE_CHECKING:
     from inspectad.api import train
     from inspectad.detector import OnnxDetector as Detector
+    from inspectad.image_limits import set_max_megapixels
     from inspectad.records import Prediction, Verdict
 
 
@@ -31,6 +32,10 @@ def __getattr__(name: str) -> object:
         from inspectad.api import train
 
         return train
+    if name == "set_max_megapixels":
+        from inspectad.image_limits import set_max_megapixels
+
+        return set_max_megapixels
     if name == "Detector":
         from inspectad.detector import OnnxDetector
 

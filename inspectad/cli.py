@@ -18,10 +18,10 @@ from types import FrameType
 from typing import TYPE_CHECKING, Annotated, ParamSpec
 
 import typer
-from rich.markup import escape
 
 from inspectad import __version__, console
 from inspectad.errors import InspectadError, MissingDependencyError, UsageError
+from inspectad.image_limits import DEFAULT_MEGAPIXELS, VARIABLE, set_max_megapixels
 
 if TYPE_CHECKING:
     from inspectad.detector import OnnxDetector
@@ -95,6 +95,10 @@ DeviceOption = Annotated[
         help="auto takes CUDA where it works, else the CPU; cpu, cuda, tensorrt; several GPUs as cuda:0,cuda:1."
     ),
 ]
+MaxMegapixelsOption = Annotated[
+    float,
+    typer.Option(envvar=VARIABLE, help="Larger images are refused by what their header says, before memory is taken."),
+]
 
 
 class _Stop:
@@ -125,7 +129,7 @@ def _reporting(verb: Callable[P, None]) -> Callable[P, None]:
                 raise typer.Exit(128 + _Stop.signum) from None
             if not isinstance(error, InspectadError):
                 raise
-            console.err.print(f"[bold red]error:[/] {escape(console.printable(str(error)))}")
+            console.err.print(f"[bold red]error:[/] {console.plain(str(error))}")
             raise typer.Exit(error.exit_code) from error
 
     return run
@@ -184,11 +188,13 @@ def train(
     ] = None,
     device: Annotated[TrainDevice, typer.Option(help="auto takes the GPU where torch finds one.")] = TrainDevice.auto,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same file.")] = 0,
+    max_megapixels: MaxMegapixelsOption = DEFAULT_MEGAPIXELS,
 ) -> None:
     """Learn what good looks like, calibrate, and write a model.
 
     inspectad train ./good ./defects
     """
+    set_max_megapixels(max_megapixels)
     from inspectad.api import train as run
 
     with console.step_progress() as progress:
@@ -257,6 +263,7 @@ def scan(
         int, typer.Option(min=0, max=1024, help="Images a run of the network; 0 chooses: 1 on a CPU.")
     ] = 0,
     workers: Annotated[int, typer.Option(min=0, max=256, help="Images worked on at a time; 0 chooses.")] = 0,
+    max_megapixels: MaxMegapixelsOption = DEFAULT_MEGAPIXELS,
 ) -> None:
     """Judge images: a row each in OUTPUT/results.csv, and the same rows on stdout when it is a pipe.
 
@@ -264,6 +271,7 @@ def scan(
 
     inspectad scan ./line_images --heatmaps
     """
+    set_max_megapixels(max_megapixels)
     from inspectad.scan import ScanConfig
     from inspectad.scan import scan as run
 
@@ -319,7 +327,7 @@ def _open(
 
     detector, network = open_network(model, devices, batch_size, is_stream=is_stream)
     if detector.provider.reason:
-        console.err.print(escape(detector.provider.reason))
+        console.err.print(console.plain(detector.provider.reason))
     return detector, network
 
 
@@ -342,7 +350,7 @@ def export(
 
     console.err.print("exporting and comparing ...")
     manifest, size = run(ExportConfig(model=model, output=output, precision=precision.value))
-    console.err.print(escape(f"{describe_parity(manifest.parity)}: wrote {output} ({size / 1e6:.1f} MB)"))
+    console.err.print(console.plain(f"{describe_parity(manifest.parity)}: wrote {output} ({size / 1e6:.1f} MB)"))
 
 
 @app.command()
@@ -354,6 +362,7 @@ def explain(
     ] = Path("model"),
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the pictures.")] = Path("explain"),
     device: Annotated[TrainDevice, typer.Option(help="auto takes the GPU where torch finds one.")] = TrainDevice.auto,
+    max_megapixels: MaxMegapixelsOption = DEFAULT_MEGAPIXELS,
 ) -> None:
     """Draw which pixels a score depends on, a picture for each image, at its own resolution.
 
@@ -362,6 +371,7 @@ def explain(
 
     inspectad explain ./line_images
     """
+    set_max_megapixels(max_megapixels)
     from inspectad.api import prepare_training
 
     prepare_training()
@@ -373,7 +383,7 @@ def explain(
             ExplainConfig(images=tuple(images), model=model, output=output, device=device.value), progress.step
         )
     console.warn([f"{name}: not explained, {reason}" for name, reason in summary.unreadable])
-    console.err.print(escape(f"{summary.pictures} images in {summary.seconds:.1f} s: wrote {output}"))
+    console.err.print(console.plain(f"{summary.pictures} images in {summary.seconds:.1f} s: wrote {output}"))
     if summary.unreadable:
         raise typer.Exit(4)
 
@@ -387,11 +397,13 @@ def evaluate(
     masks: Annotated[Path | None, typer.Option(help="Folder of defect masks, for pixel figures.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
     device: DeviceOption = "auto",
+    max_megapixels: MaxMegapixelsOption = DEFAULT_MEGAPIXELS,
 ) -> None:
     """Measure a model on labelled images.
 
     inspectad evaluate ./test/good ./test/defects --masks ./masks
     """
+    set_max_megapixels(max_megapixels)
     from inspectad.evaluate import EvaluateConfig
     from inspectad.evaluate import evaluate as run
 
@@ -428,11 +440,13 @@ def accuracy(
     peer: Annotated[
         Path | None, typer.Option(help="A Python that has anomalib, to compare with its PatchCore on the same images.")
     ] = None,
+    max_megapixels: MaxMegapixelsOption = DEFAULT_MEGAPIXELS,
 ) -> None:
     """Train and measure over sets, numbers of images, draws and methods; the same command goes on after a stop.
 
     inspectad benchmark accuracy ./bottle ./pill --shots 1,4,16,all
     """
+    set_max_megapixels(max_megapixels)
     from inspectad.api import prepare_training
 
     prepare_training()
@@ -497,11 +511,13 @@ def speed(
         float, typer.Option(min=0.01, max=3600, help="How long each measurement lasts in each of 3 rounds.")
     ] = 2.0,
     workers: Annotated[int, typer.Option(min=0, max=256, help="Images worked on at a time; 0 chooses.")] = 0,
+    max_megapixels: MaxMegapixelsOption = DEFAULT_MEGAPIXELS,
 ) -> None:
     """Measure each stage of a scan and the whole of it, by device, precision, batch size and input size.
 
     inspectad benchmark speed ./line_images
     """
+    set_max_megapixels(max_megapixels)
     try:
         from inspectad.benchmark.speed import run_speed
     except (ImportError, OSError) as error:

@@ -43,7 +43,7 @@ def console(*, stderr: bool) -> Console:
 
 
 err = console(stderr=True)
-"""For messages, progress and tables. File names go through `escape`: they may hold what looks like markup."""
+"""For messages, progress and tables. What comes from files or their names goes through `plain`."""
 
 _STYLES = {"OK": "green", "NG": "bold red", "UNREADABLE": "yellow"}
 _QUIET_SECONDS = 30.0
@@ -52,7 +52,7 @@ _QUIET_SECONDS = 30.0
 def warn(sentences: list[str] | tuple[str, ...], most: int = 20) -> None:
     """Print warnings, one a line, the first ``most`` of them."""
     for sentence in sentences[:most]:
-        err.print(f"[yellow]warning:[/] {escape(printable(sentence))}")
+        err.print(f"[yellow]warning:[/] {plain(sentence)}")
     if len(sentences) > most:
         err.print(f"[yellow]warning:[/] and {len(sentences) - most} more like these")
 
@@ -61,6 +61,11 @@ def printable(text: str) -> str:
     """Text without control characters (a file name may hold them) and without lone surrogates."""
     visible = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
     return visible.encode("utf-8", "backslashreplace").decode()
+
+
+def plain(text: str) -> str:
+    """Text that a terminal only shows: rich's markup and what would move the cursor are no more than letters."""
+    return escape(printable(text))
 
 
 @dataclass(slots=True)
@@ -144,20 +149,20 @@ class StepProgress:
         if self.bar is None:
             now = time.monotonic()
             if text != self.text:
-                err.print(f"{text} ...")
+                err.print(f"{plain(text)} ...")
                 self.said = now
             elif detail and now - self.said > _QUIET_SECONDS:
-                err.print(f"{text}: {done} of {total}, {detail}")
+                err.print(f"{plain(text)}: {done} of {total}, {plain(detail)}")
                 self.said = now
             self.text = text
             return
         if text != self.text:
             if self.task is not None:
                 self.bar.remove_task(self.task)
-            self.task = self.bar.add_task(text, detail="")
+            self.task = self.bar.add_task(plain(text), detail="")
             self.text = text
         if self.task is not None:
-            self.bar.update(self.task, total=total if total > 1 else None, completed=done, detail=detail)
+            self.bar.update(self.task, total=total if total > 1 else None, completed=done, detail=plain(detail))
 
 
 def manifest_table(manifest: Manifest, digest: str) -> Table:
@@ -250,7 +255,7 @@ def _two_columns(rows: dict[str, str]) -> Table:
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for key, value in rows.items():
-        table.add_row(escape(printable(key)), escape(printable(value)))
+        table.add_row(plain(key), plain(value))
     return table
 
 
@@ -277,7 +282,7 @@ def findings_table(findings: list[Finding]) -> Table:
         table.add_column(heading, overflow="fold")
     styles = {"ok": "green", "missing": "yellow", "broken": "bold red"}
     for f in findings:
-        table.add_row(f.what, f"[{styles[f.state]}]{f.state}[/]", escape(f.detail), escape(f.advice))
+        table.add_row(f.what, f"[{styles[f.state]}]{f.state}[/]", plain(f.detail), plain(f.advice))
     return table
 
 
@@ -299,7 +304,7 @@ def report_scan(summary: ScanSummary, config: ScanConfig) -> None:
     places = [f"{config.output / 'results'}.{config.format}"]
     places += [str(config.output / "heatmaps")] if config.heatmaps else []
     places += [str(config.output / "maps")] if config.maps else []
-    err.print(escape(f"wrote {', '.join(places)}"))
+    err.print(plain(f"wrote {', '.join(places)}"))
 
 
 def report_demo(result: DemoResult) -> None:
@@ -308,7 +313,8 @@ def report_demo(result: DemoResult) -> None:
     err.print()
     err.print(rows_table(list(result.rows), result.folders.truth))
     out = result.output
-    err.print(escape(f"\nLook at {out / 'results' / 'heatmaps'} and {out / 'results' / 'results.csv'}."))
+    err.print()
+    err.print(plain(f"Look at {out / 'results' / 'heatmaps'} and {out / 'results' / 'results.csv'}."))
     err.print("The same on your own images: inspectad train ./good ./defects; inspectad scan ./line_images --heatmaps")
 
 
@@ -322,7 +328,7 @@ def rows_table(rows: list[Inspection], truth: dict[str, str | None]) -> Table:
         severity = "" if row.severity is None else f"{row.severity:.2f}"
         really = truth.get(row.image) or "good"
         verdict = f"[{_STYLES[row.verdict.value]}]{row.verdict}[/]"
-        table.add_row(escape(row.image), verdict, score, severity, str(len(row.boxes)), really.replace("_", " "))
+        table.add_row(plain(row.image), verdict, score, severity, str(len(row.boxes)), really.replace("_", " "))
     return table
 
 

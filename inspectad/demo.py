@@ -12,6 +12,7 @@ import cv2
 from inspectad.atomic import write_atomically
 from inspectad.demo_part import DEFECTS, render_part
 from inspectad.errors import OutputError
+from inspectad.output_links import check_stays_inside
 from inspectad.progress import Step
 from inspectad.records import ByteArray, Inspection
 
@@ -45,6 +46,8 @@ def render_folders(output: Path, on_image: Callable[[], None] = lambda: None) ->
     """
     if output.exists() and (not output.is_dir() or (any(output.iterdir()) and not (output / _MARKER).exists())):
         raise OutputError(f"{output}: exists and was not made by 'inspectad demo'; choose another folder with -o")
+    for name in ("good", "defects", "line_images", "model", "results"):
+        check_stays_inside(output, output / name)
     write_atomically(output / _MARKER, b"")
     folders = DemoFolders(output / "good", output / "defects", output / "line_images", {})
     for i in range(GOOD_IMAGES):

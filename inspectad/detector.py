@@ -21,6 +21,7 @@ from inspectad.errors import InspectadError, ModelFileError, UsageError
 from inspectad.images import resize
 from inspectad.manifest import Manifest
 from inspectad.model_file import extract_manifest, onnx_path, read_model_bytes
+from inspectad.onnx_file import check_self_contained, read_metadata
 from inspectad.records import ByteArray, FloatArray, Prediction, Verdict
 from inspectad.tiles import score_tiles
 
@@ -92,14 +93,15 @@ class OnnxDetector:
         (device,) = parse_devices(device)[:1]
         path = onnx_path(Path(model))
         data = read_model_bytes(path)
-        session, provider = create_session(data, device, threads, path, spins=spins)
         try:
-            manifest = extract_manifest(session.get_modelmeta().custom_metadata_map, data)
+            manifest = extract_manifest(read_metadata(data), data)
+            check_self_contained(data)  # all of this before the runtime, which is native code, sees the file
+            session, provider = create_session(data, device, threads, spins=spins)
             _check_graph(session, manifest)
         except ModelFileError as error:
             raise ModelFileError(f"{path}: {error}") from error
         except UnicodeDecodeError as error:
-            raise ModelFileError(f"{path}: damaged (its metadata is no text); copy it again or train again") from error
+            raise ModelFileError(f"{path}: damaged (a name in it is no text); copy it again or train again") from error
         if provider.device == "cpu" and manifest.precision == "int8" and lacks_vnni():
             # There, whole numbers are added up in 16 bits, which overflow.
             provider = dataclasses.replace(provider, reason=_NO_VNNI)
@@ -204,7 +206,7 @@ class _Bound:
 
 
 def create_session(
-    data: bytes, device: str = "cpu", threads: int = 0, path: Path | None = None, *, spins: bool = False
+    data: bytes, device: str = "cpu", threads: int = 0, *, spins: bool = False
 ) -> tuple[ort.InferenceSession, Provider]:
     """A session for a serialised graph on the first device that works.
 
@@ -213,6 +215,8 @@ def create_session(
     options = ort.SessionOptions()
     options.log_severity_level = 4  # what matters is said in our own words
     options.intra_op_num_threads = threads
+    # Else a file that is ONNX for `check_self_contained` could be onnxruntime's own format for the runtime.
+    options.add_session_config_entry("session.load_model_format", "ONNX")
     # Waiting threads that spin take the cores from those that decode and draw: 50 against 64 images/s on two cores.
     options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spins)))
     device, _, index = device.partition(":")
@@ -225,8 +229,7 @@ def create_session(
                 reason = f"{name} did not start ({_first_line(error)})"
                 continue
             raise ModelFileError(
-                f"{path or 'model'}: not an ONNX model, or a damaged one ({_first_line(error)}); "
-                "copy it again or train again"
+                f"not an ONNX model, or a damaged one ({_first_line(error)}); copy it again or train again"
             ) from error
         if name == "cpu" or session.get_providers()[0] == _PROVIDERS[name]:
             return session, Provider(name, reason and f"running on {name}: {reason}", int(index or 0))
@@ -296,6 +299,9 @@ def _provider_options(device: str, index: int = 0, *, graphs: bool = False, data
     if device == "tensorrt":
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "inspectad", "tensorrt")
         engines = str(cache / hashlib.sha256(data).hexdigest()[:16])  # building one takes minutes
+        with contextlib.suppress(OSError):  # compiled code: nobody else may put any there
+            os.makedirs(engines, mode=0o700, exist_ok=True)
+            os.chmod(cache, 0o700)
         tensorrt = {
             "device_id": str(index),
             "trt_fp16_enable": str(b"_fp16" in data),  # what `export` calls the weights of such a model

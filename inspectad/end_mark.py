@@ -27,7 +27,8 @@ def is_whole(data: bytes) -> bool | None:
     return None
 
 
-def _png(data: bytes) -> bool:
+def png_is_whole(data: bytes) -> bool:
+    """Whether the chunks of a PNG file follow each other up to the one that ends it."""
     at = 8
     while at + 12 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, at)
@@ -73,4 +74,4 @@ def _webp(data: bytes) -> bool | None:
     return size >= 12 and len(data) >= 8 + size  # less holds no picture: a program writes the size last
 
 
-_FORMATS: Final = {b"\x89PNG\r\n\x1a\n": _png, b"\xff\xd8\xff": _jpeg, b"BM": _bmp, b"RIFF": _webp}
+_FORMATS: Final = {b"\x89PNG\r\n\x1a\n": png_is_whole, b"\xff\xd8\xff": _jpeg, b"BM": _bmp, b"RIFF": _webp}

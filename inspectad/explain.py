@@ -10,6 +10,7 @@ from inspectad.image_files import RESULTS_MARKER, expand_arguments
 from inspectad.images import decode_image, load_image, read_file, to_8_bit
 from inspectad.judge import explanation_path
 from inspectad.methods import METHODS
+from inspectad.output_links import check_stays_inside
 from inspectad.png import encode_png
 from inspectad.progress import Step, silent
 from inspectad.restore import read_manifest, restore
@@ -72,5 +73,7 @@ def explain(config: ExplainConfig, say: Step = silent) -> ExplainSummary:
             unreadable.append((file.name, str(error)))
             continue
         picture = method.explain(module, pixels, source)
-        write_atomically(explanation_path(config.output, file.name), encode_png(picture))
+        path = explanation_path(config.output, file.name)
+        check_stays_inside(config.output, path.parent)
+        write_atomically(path, encode_png(picture))
     return ExplainSummary(len(files) - len(unreadable), tuple(unreadable), time.perf_counter() - started)

@@ -11,7 +11,10 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from inspectad.end_mark import png_is_whole
 from inspectad.errors import UnreadableImageError
+from inspectad.image_header import check_header
+from inspectad.image_limits import check_file_bytes
 from inspectad.jpeg import jpeg_reduction, jpeg_size
 from inspectad.records import ByteArray
 from inspectad.tiff import check_tiff, is_tiff
@@ -68,8 +71,10 @@ def read_image(path: Path) -> DecodedImage:
 def read_file(path: Path) -> bytes:
     """The bytes of a regular file. Raises: UnreadableImageError; a pipe or device would block for ever."""
     try:
-        if not stat.S_ISREG(path.stat().st_mode):
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
             raise UnreadableImageError("not a file (a folder, pipe or device); name the image itself")
+        check_file_bytes(status.st_size)
         return path.read_bytes()
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
         raise UnreadableImageError(f"cannot be opened: {getattr(error, 'strerror', None) or error}") from error
@@ -117,14 +122,17 @@ def decode_image(data: bytes, reduction: int = 1) -> DecodedImage:
     """Decode an image file's bytes. OpenCV 5 refuses truncated files of every format tried; 4 did not.
 
     Args: reduction: 2, 4 or 8 to decode a JPEG at so much less than its size (rounded up).
+    Raises: UnreadableImageError; for too many pixels (`inspectad.image_limits`) before memory is taken for them.
     """
     if not data:
         raise UnreadableImageError("the file is empty (0 bytes); copy it again")
+    check_header(data)
     cv2.utils.logging.setLogLevel(
         cv2.utils.logging.LOG_LEVEL_SILENT
     )  # the reason goes into the row, not between the progress lines
-    if data.startswith(b"\x89PNG") and b"IEND" not in data:
-        raise UnreadableImageError("a truncated PNG file; copy or export it again")  # libpng would write to stderr
+    if data.startswith(b"\x89PNG") and not png_is_whole(data):
+        # OpenCV would take the memory for a chunk that claims to be of gigabytes, and libpng write to stderr.
+        raise UnreadableImageError("a truncated PNG file; copy or export it again")
     try:
         # Blue first: asked for red first, OpenCV 5.0 leaves the pixels of a 16-bit colour TIFF unwritten.
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), _IMREAD[reduction])

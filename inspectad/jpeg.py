@@ -33,6 +33,12 @@ def jpeg_reduction(data: bytes, input_size_hw: tuple[int, int]) -> int:
 
 def jpeg_size(data: bytes) -> tuple[int, int] | None:
     """Height and width as stored; None when it is no JPEG, or one whose frame header is not found."""
+    frame = jpeg_frame(data)
+    return None if frame is None else frame[1:]
+
+
+def jpeg_frame(data: bytes) -> tuple[int, int, int] | None:
+    """The frame header's kind (the marker's second byte), height and width; None as for `jpeg_size`."""
     if not data.startswith(b"\xff\xd8\xff"):
         return None
     for kind, start in jpeg_segments(data):
@@ -40,5 +46,5 @@ def jpeg_size(data: bytes) -> tuple[int, int] | None:
             if start + 7 > len(data):
                 return None
             height, width = struct.unpack_from(">HH", data, start + 3)
-            return int(height), int(width)
+            return kind, int(height), int(width)
     return None

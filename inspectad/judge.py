@@ -13,6 +13,7 @@ from inspectad.atomic import write_atomically
 from inspectad.detector import OnnxDetector
 from inspectad.errors import UnreadableImageError
 from inspectad.heatmap import find_regions, region_level, render_overlay
+from inspectad.output_links import check_stays_inside
 from inspectad.pipeline import TOO_LARGE, Prepared, Scored
 from inspectad.png import encode_png
 from inspectad.records import ByteArray, Inspection, Verdict
@@ -76,9 +77,9 @@ class Judge:
                 return self._unreadable(prepared, str(error))
             except MemoryError:
                 return self._unreadable(prepared, TOO_LARGE)
-            write_atomically(heatmap_path(self._output, name), encode_png(overlay))
+            self._write(heatmap_path(self._output, name), encode_png(overlay))
         if self._maps:
-            write_atomically(map_path(self._output, name), cv2.imencode(".tiff", anomaly_map)[1].tobytes())
+            self._write(map_path(self._output, name), cv2.imencode(".tiff", anomaly_map)[1].tobytes())
         return Inspection(
             image=name,
             verdict=verdict,
@@ -92,6 +93,10 @@ class Judge:
             elapsed_ms=_ms_since(prepared.started),
             model=self._model,
         )
+
+    def _write(self, path: Path, data: bytes) -> None:
+        check_stays_inside(self._output, path.parent)  # the file itself is replaced, be it a link
+        write_atomically(path, data)
 
     def look(self, scored: Scored) -> tuple[Verdict, float]:
         """The verdict, and the level that regions of the map are cut at."""

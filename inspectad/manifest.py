@@ -177,7 +177,7 @@ def _check(m: Manifest) -> None:
 def _fits(tiling: Tiling, input_size_hw: tuple[int, int]) -> bool:
     return (
         min(tiling.tile_hw) > 0
-        and max(tiling.tile_hw) <= MAX_TILE_PX
+        and MIN_INPUT_PX <= max(tiling.tile_hw) <= MAX_TILE_PX
         and 0 < tiling.overlap <= 0.5
         and min(input_size_hw) >= MIN_INPUT_PX
     )

@@ -39,11 +39,11 @@ def onnx_path(model: Path) -> Path:
 
 
 def read_model_bytes(path: Path) -> bytes:
-    """The whole file, once, so that what is hashed is what is run."""
-    size = path.stat().st_size
-    if size > MAX_MODEL_BYTES:
-        raise ModelFileError(f"{path}: {size} bytes is more than an ONNX file can have; not a model")
+    """The whole file of a model folder, once, so that what is hashed is what is run. Raises: ModelFileError."""
     try:
+        size = path.stat().st_size
+        if size > MAX_MODEL_BYTES:
+            raise ModelFileError(f"{path}: {size} bytes are more than a file of a model has; not one of ours")
         return path.read_bytes()
     except OSError as error:
         raise ModelFileError(f"{path}: cannot be read ({error.strerror})") from error

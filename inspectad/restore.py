@@ -4,13 +4,14 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from torch import Tensor, nn
 
 from inspectad.detector import OnnxDetector
 from inspectad.errors import ModelFileError
 from inspectad.manifest import Manifest
 from inspectad.methods import METHODS, Method
-from inspectad.model_file import WEIGHTS_NAME
+from inspectad.model_file import WEIGHTS_NAME, read_model_bytes
 from inspectad.nn.settings import TrainSettings
 from inspectad.records import ByteArray
 from inspectad.training import unpack_weights
@@ -45,8 +46,9 @@ def restore(model: Path, manifest: Manifest, verb: str) -> Restored:
     settings = TrainSettings(input_size_hw=manifest.input_size_hw, backbone=manifest.backbone)
     try:
         return Restored(METHODS[manifest.method].restore(tensors, settings), samples)
-    except (KeyError, RuntimeError) as error:  # an unknown backbone, or tensors of other shapes
-        raise ModelFileError(f"{model}: its weights do not fit its manifest ({error}); train again") from error
+    except Exception as error:  # an unknown backbone, tensors that are missing or of other shapes: from anybody's file
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise ModelFileError(f"{model}: its weights do not fit its manifest ({reason}); train again") from error
 
 
 def _weights(model: Path, manifest: Manifest, verb: str) -> tuple[dict[str, Tensor], list[ByteArray]]:
@@ -56,7 +58,14 @@ def _weights(model: Path, manifest: Manifest, verb: str) -> tuple[dict[str, Tens
         raise ModelFileError(
             f"{path}: not there; {verb} needs the model folder as 'train' wrote it, with {WEIGHTS_NAME} in it"
         )
-    data = path.read_bytes()
+    data = read_model_bytes(path)
     if hashlib.sha256(data).hexdigest() != manifest.weights_sha256:
         raise ModelFileError(f"{path}: damaged, or of another model (checksum); copy the whole folder, or train again")
-    return unpack_weights(data)
+    try:
+        tensors, samples = unpack_weights(data)
+    except TypeError as error:  # samples of a type that numpy does not have
+        raise ModelFileError(f"{path}: damaged ({error}); train again") from error
+    wanted = (*manifest.input_size_hw, 3)
+    if not samples or any(sample.shape != wanted or sample.dtype != np.uint8 for sample in samples):
+        raise ModelFileError(f"{path}: its sample images are not those of its manifest; train again")
+    return tensors, samples

@@ -5,12 +5,13 @@ import io
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import BinaryIO, Final, Self
 
 from inspectad.atomic import output_error
+from inspectad.csv_cells import csv_line, name_of, safe_name, safe_text, text_of
 from inspectad.errors import OutputError
 from inspectad.names import NameSet
 from inspectad.records import Inspection
@@ -48,16 +49,9 @@ def format_row(row: Inspection, kind: str) -> bytes:
     cells = to_cells(row)
     if kind == "jsonl":
         return json.dumps(cells, ensure_ascii=True).encode() + b"\n"
+    cells["image"], cells["error"] = safe_name(row.image), safe_text(row.error)
     cells["boxes"] = ";".join(f"{b.x} {b.y} {b.width} {b.height}" for b in row.boxes)
     return csv_line("" if cells[name] is None else cells[name] for name in COLUMNS)
-
-
-def csv_line(values: Iterable[object]) -> bytes:
-    """One record of a CSV file, values quoted where they must be."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\r\n").writerow(values)  # so that a lone \r in a name is quoted as well
-    line = text.getvalue().removesuffix("\r\n") + "\n"
-    return line.encode("utf-8", "surrogateescape")  # file names need not be UTF-8
 
 
 CSV_HEADER: Final = csv_line(COLUMNS)
@@ -143,7 +137,8 @@ def _parse(record: bytes, kind: str, path: Path) -> dict[str, str]:
             return {name: str(cells[name]) if cells[name] is not None else "" for name in COLUMNS}
         text = record.decode("utf-8", "surrogateescape")
         (values,) = csv.reader(io.StringIO(text, newline=""))
-        return dict(zip(COLUMNS, values, strict=True))
+        cells = dict(zip(COLUMNS, values, strict=True))
+        return {**cells, "image": name_of(cells["image"]), "error": text_of(cells["error"])}
     except (ValueError, KeyError, TypeError, RecursionError, csv.Error) as error:
         raise OutputError(_foreign(path)) from error
 

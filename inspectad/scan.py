@@ -18,6 +18,7 @@ from inspectad.image_files import RESULTS_MARKER, ImageFile, expand_arguments, r
 from inspectad.judge import Judge, heatmap_path, map_path
 from inspectad.manifest import Manifest
 from inspectad.network import Network, share
+from inspectad.output_links import check_stays_inside
 from inspectad.pipeline import Prepared, inspect_files
 from inspectad.records import Inspection
 from inspectad.results import CSV_HEADER, FORMATS, Done, RowWriter, format_row, read_done, read_names, significant
@@ -115,6 +116,8 @@ def scan(
     kind = config.format
     manifest = _tiled(config, detector.manifest)
     judge = Judge(detector, config.output, config.threshold, heatmaps=config.heatmaps, maps=config.maps)
+    for rows_path in (_rows_path(config, name) for name in FORMATS):
+        check_stays_inside(config.output, rows_path)  # it is read, emptied and written on
     done = _already_done(config, detector, judge.threshold)
     summary = ScanSummary(earlier=done.verdicts)
     files = _images_to_come(config, done, on_warning) if config.watch else _images_to_scan(config, on_total, done)

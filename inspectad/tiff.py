@@ -1,6 +1,7 @@
 """TIFF files that OpenCV 5 decodes to other pixels than are in them; each found by comparing it with tifffile."""
 
 import struct
+from collections.abc import Iterator
 
 import cv2
 import numpy as np
@@ -8,6 +9,7 @@ import numpy.typing as npt
 
 from inspectad.errors import UnreadableImageError
 
+_WIDTH, _HEIGHT, _TILE_WIDTH, _TILE_HEIGHT = 256, 257, 322, 323
 _BITS, _PHOTOMETRIC, _SAMPLES, _PLANAR, _EXTRA = 258, 262, 277, 284, 338  # tags, TIFF 6.0
 _MIN_IS_WHITE, _SEPARATE_PLANES, _UNASSOCIATED_ALPHA = 0, 2, 2
 
@@ -54,18 +56,48 @@ def _is_transparent(data: bytes) -> bool:
     return stored is not None and stored.ndim == 3 and stored.shape[2] == 4 and bool(stored[..., 3].min() < 255)
 
 
+def tiff_sizes(data: bytes) -> list[tuple[int, int]]:
+    """Width and height of the first page and, if it is stored in tiles, of a tile; [] where it does not say so.
+
+    A decoder takes memory for a whole tile, however small the page. Of a tag that is there twice, the larger counts.
+    """
+    found: dict[int, int] = {}
+    for tag, kind, at in _entries(data):
+        if tag in (_WIDTH, _HEIGHT, _TILE_WIDTH, _TILE_HEIGHT) and (code := _INTEGERS.get(kind)):
+            (value,) = struct.unpack_from(_order(data) + code, data, at)
+            found[tag] = max(found.get(tag, 0), int(value))
+    sizes = [
+        (found[w], found[h]) for w, h in ((_WIDTH, _HEIGHT), (_TILE_WIDTH, _TILE_HEIGHT)) if {w, h} <= found.keys()
+    ]
+    return sizes if _WIDTH in found and _HEIGHT in found else []
+
+
+_INTEGERS = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 16: "Q", 17: "q"}  # TIFF's types that libtiff takes
+
+
+def _order(data: bytes) -> str:
+    return "<" if data[:1] == b"I" else ">"
+
+
+def _entries(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """Tag, type and place of the value of each entry of the first page's directory. Raises: struct.error."""
+    order, is_big = _order(data), data[2:4] in (b"+\0", b"\0+")
+    (start,) = struct.unpack_from(order + ("Q" if is_big else "I"), data, 8 if is_big else 4)
+    if start > len(data):  # beyond 2^63 `struct` raises an error of another kind
+        raise struct.error("a directory behind the end")
+    (count,) = struct.unpack_from(order + ("Q" if is_big else "H"), data, start)
+    for i in range(min(count, 4096)):
+        at = start + (8 + 20 * i if is_big else 2 + 12 * i)
+        tag, kind = struct.unpack_from(order + "HH", data, at)
+        yield tag, kind, at + (12 if is_big else 8)
+
+
 def _tags(data: bytes) -> dict[int, int]:
     """First value of each 16-bit tag of the first page that is stored in place."""
-    order = "<" if data[:1] == b"I" else ">"
-    is_big = data[2:4] in (b"+\0", b"\0+")
     found: dict[int, int] = {}
     try:
-        (start,) = struct.unpack_from(order + ("Q" if is_big else "I"), data, 8 if is_big else 4)
-        (count,) = struct.unpack_from(order + ("Q" if is_big else "H"), data, start)
-        for i in range(min(count, 4096)):
-            at = start + (8 + 20 * i if is_big else 2 + 12 * i)
-            (tag,) = struct.unpack_from(order + "H", data, at)
-            (found[tag],) = struct.unpack_from(order + "H", data, at + (12 if is_big else 8))
+        for tag, _, at in _entries(data):
+            (found[tag],) = struct.unpack_from(_order(data) + "H", data, at)
     except struct.error:
         pass  # a damaged directory: the decoder has its own opinion of it
     return found

@@ -44,7 +44,7 @@ def part(seed: int, defect: str | None = None) -> np.ndarray:
 
 def read_csv(path: Path) -> list[dict[str, str]]:
     with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-        return list(csv.DictReader(file))
+        return [{**row, "image": row["image"].removeprefix("./")} for row in csv.DictReader(file)]  # -o.png is ./-o.png
 
 
 def by_name(rows: list[dict[str, str]]) -> dict[str, dict[str, str]]:

@@ -273,3 +273,15 @@ def test_any_file_name_survives_a_zero_separated_list(names: list[bytes]) -> Non
     paths = [b"/r/" + name.replace(b"/", b"_") for name in names]
     files = list(read_path_list(io.BytesIO(b"".join(p + b"\0" for p in paths)), Path("/r"), b"\0"))
     assert [os.fsencode(f.path) for f in files] == [os.fsencode(Path(os.fsdecode(p))) for p in paths]
+
+
+class Endless(io.RawIOBase):
+    """As /dev/zero: it never ends, and no line in it does."""
+
+    def read(self, size: int = -1) -> bytes:
+        return b"x" * size
+
+
+def test_a_line_that_never_ends_is_no_list_of_paths() -> None:
+    with pytest.raises(UsageError, match="a path of more than 1048576 bytes"):
+        list(read_path_list(Endless(), Path("/line")))

@@ -43,7 +43,11 @@ HASHES = st.text("0123456789abcdef", min_size=64, max_size=64)
 IMAGES = st.lists(st.builds(TrainedOn, name=NAMES, sha256=HASHES), max_size=3).map(tuple)
 POSITIVE = st.floats(1e-6, 1e6)
 TILES = st.integers(1, MAX_TILE_PX)
-TILINGS = st.builds(Tiling, tile_hw=st.tuples(TILES, TILES), overlap=st.floats(0.01, 0.5))
+TILINGS = st.builds(
+    Tiling,
+    tile_hw=st.tuples(TILES, TILES).filter(lambda tile: max(tile) >= MIN_INPUT_PX),
+    overlap=st.floats(0.01, 0.5),
+)
 MANIFESTS = st.builds(
     Manifest,
     schema_version=st.just(SCHEMA_VERSION),

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
+from inspectad.csv_cells import name_of, text_of
 from inspectad.errors import OutputError
 from inspectad.records import Box, Inspection, Verdict
 from inspectad.results import COLUMNS, CSV_HEADER, RowWriter, format_row, read_done, read_names
@@ -83,12 +84,56 @@ def test_the_csv_module_reads_back_what_was_written(folder: Path, rows: list[Ins
     found = read_csv(write(folder / "back.csv", "csv", rows))
     assert len(found) == len(rows)
     for cells, row in zip(found, rows, strict=True):
-        assert (cells["image"], cells["verdict"], cells["error"]) == (row.image, row.verdict.value, row.error)
+        assert (name_of(cells["image"]), cells["verdict"], text_of(cells["error"])) == (
+            row.image,
+            row.verdict.value,
+            row.error,
+        )
         for name in ("score", "threshold", "severity", "area_px", "peak_x", "peak_y"):
             value = getattr(row, name)
             assert cells[name] == "" if value is None else float(cells[name]) == rounded(value)
         boxes = [tuple(map(int, b.split(" "))) for b in cells["boxes"].split(";") if b]
         assert boxes == [(b.x, b.y, b.width, b.height) for b in row.boxes]
+
+
+FORMULAS = (
+    "=cmd|' /C calc'!A0.png",
+    "+1.png",
+    "-1.png",
+    "@SUM(1).png",
+    "\t=1.png",
+    " =1.png",
+    "＝1.png",
+    "\r=1",
+    "a;=1.png",
+)
+
+
+SIGNS = ("=", "+", "-", "@", "＝")
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+def test_a_spreadsheet_finds_no_formula_and_the_row_is_found_again(name: str, tmp_path: Path) -> None:
+    row = Inspection(image=name, verdict=Verdict.UNREADABLE, model="0123456789ab")
+    data = write(tmp_path / "results.csv", "csv", [row, replace(OK, score=-0.5)])
+    for separator in (",", ";", "\t"):  # what spreadsheets of several countries take for the separator of cells
+        header, first, second = csv.reader(io.StringIO(data.decode(), newline=""), delimiter=separator)
+        assert not any(cell.lstrip().startswith(SIGNS) for cell in first)
+        assert len(header) == len(first) == len(second)
+    unreadable, judged = read_csv(data)
+    assert os.path.normpath(unreadable["image"]) == os.path.normpath(name)  # still a path to the same file
+    assert judged["score"] == "-0.5"  # a number is one
+    assert read_done(tmp_path / "results.csv", "csv").images == {name, "a.png"}
+
+
+@settings(QUICK, max_examples=300)
+@given(st.one_of(NAMES, st.text("=+-@'./ \ta", min_size=1, max_size=6)))
+def test_any_name_and_error_is_read_back_from_a_row_that_holds_no_formula(folder: Path, name: str) -> None:
+    row = Inspection(image=name, verdict=Verdict.UNREADABLE, error=name, model="0123456789ab")
+    (cells,) = read_csv(write(folder / "formula.csv", "csv", [row]))
+    assert not any(cells[column].lstrip().startswith(SIGNS) for column in ("image", "error"))
+    assert (name_of(cells["image"]), text_of(cells["error"])) == (name, name)
+    assert read_done(folder / "formula.csv", "csv").images == {name}
 
 
 @settings(QUICK, max_examples=150)

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from inspectad.atomic import output_error, write_atomically
+from inspectad.csv_cells import csv_line, safe_text, text_of
 from inspectad.errors import OutputError
-from inspectad.results import csv_line
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +101,7 @@ def read_rows(path: Path) -> dict[Cell, Row]:
         header, *lines = csv.reader(io.StringIO(text, newline=""))
         if tuple(header) != COLUMNS:
             raise ValueError
-        rows = [_parse(dict(zip(COLUMNS, line, strict=True))) for line in lines]
+        rows = [_parse(dict(zip(COLUMNS, map(text_of, line), strict=True))) for line in lines]
     except (ValueError, csv.Error) as error:
         raise OutputError(
             f"{path}: not as this version of inspectad writes it; move it away, or choose another folder with -o"
@@ -121,7 +121,8 @@ def to_csv(rows: Iterable[Row]) -> bytes:
     lines = [csv_line(COLUMNS)]
     for row in rows:
         figures = [""] * len(fields(Figures)) if row.figures is None else map(_format, astuple(row.figures))
-        lines.append(csv_line([*astuple(row.cell), *figures, row.error]))
+        cell = (safe_text(value) if isinstance(value, str) else value for value in astuple(row.cell))
+        lines.append(csv_line([*cell, *figures, safe_text(row.error)]))
     return b"".join(lines)
 
 

@@ -56,7 +56,7 @@ class CellProgress:
         seconds = time.monotonic() - self.started
         place = f"{self.number} of {self.cells}: {escape(self.name)}"
         if row.figures is None:
-            console.err.print(f"{place}: [bold red]failed[/], {escape(console.printable(row.error))}")
+            console.err.print(f"{place}: [bold red]failed[/], {console.plain(row.error)}")
         else:
             console.err.print(f"{place}: image AUROC {row.figures.image_auroc:.3f} ({seconds:.1f} s)")
 
@@ -85,7 +85,7 @@ def report_accuracy(result: AccuracyResult) -> None:
         out.print(_rich_table(*table(result.report.lines, FIGURES, brief=True)))
         if result.report.comparison:
             out.print("\nbeside the peer", _rich_table(*table(result.report.comparison, COMPARISON, brief=True)))
-    console.err.print(escape(f"wrote {', '.join(map(str, result.files))}"))
+    console.err.print(console.plain(f"wrote {', '.join(map(str, result.files))}"))
     if result.report.failures:
         failed = f"{len(result.report.failures)} of {len(result.rows)} cells failed"
         console.err.print(f"[bold red]{failed}[/], the column error says why; the same command tries them again")
@@ -122,8 +122,8 @@ def report_speed(result: SpeedResult) -> None:
         for table in map(brief, tables(result.report)):
             out.print(f"\n[bold]{escape(table.title)}[/]", _rich_table(table.headings, table.rows))
     for note in result.report.notes:
-        console.err.print(escape(note))
-    console.err.print(escape(f"wrote {', '.join(map(str, result.files))}"))
+        console.err.print(console.plain(note))
+    console.err.print(console.plain(f"wrote {', '.join(map(str, result.files))}"))
 
 
 def report_soak(result: SoakResult) -> None:
@@ -147,5 +147,5 @@ def _rich_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Table
     for heading in headings:
         found.add_column(heading, overflow="fold")
     for row in rows:
-        found.add_row(*(escape(console.printable(cell)) for cell in row))
+        found.add_row(*(console.plain(cell) for cell in row))
     return found

@@ -1,5 +1,6 @@
 """The tables of a report as text: cells for a terminal, and Markdown. Pure."""
 
+import html
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -120,4 +121,5 @@ def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> st
 
 
 def _escape(text: str) -> str:
-    return text.replace("|", "\\|")
+    """Names of folders and texts of errors may come from anybody, and Markdown passes HTML on."""
+    return " ".join(html.escape(text, quote=False).replace("|", "\\|").splitlines())

@@ -5,6 +5,7 @@ last, every side of the first a multiple of every other's, and give it an entry 
 """
 
 import hashlib
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -129,7 +130,10 @@ def load_backbone(name: str, weights: Path | None = None, *, deep: bool = False)
 def weights_digest(name: str, weights: Path | None = None) -> str:
     """SHA-256 of the file that `load_backbone` reads, "" when torchvision fetches the weights."""
     file = _weights_file(name, weights)
-    return hashlib.sha256(file.read_bytes()).hexdigest() if file else ""
+    if file is None:
+        return ""
+    with open(file, "rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _weights_file(name: str, weights: Path | None) -> Path | None:
@@ -147,12 +151,23 @@ def _load_file(network: nn.Module, file: Path) -> None:
         raise UsageError(f"--backbone-weights {file}: no such file")
     try:
         is_safe = file.suffix == ".safetensors"
+        if not is_safe:
+            _check_unpacked_size(file)
         # weights_only refuses anything but tensors, so nothing in the file is executed
         state = load_file(file) if is_safe else torch.load(file, map_location="cpu", weights_only=True)
         _load_state(network, state)
     except Exception as error:  # safetensors, pickle, zip and torch errors share no base, and none is our bug
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UsageError(f"--backbone-weights {file}: not weights of this backbone ({reason})") from error
+
+
+def _check_unpacked_size(file: Path) -> None:
+    """A ``.pth`` is a zip file. Torch stores its tensors as they are, so what unpacks to more is no such file."""
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as packed:
+            unpacked = sum(entry.file_size for entry in packed.infolist())
+        if unpacked > 2 * file.stat().st_size:
+            raise ValueError(f"it would unpack to {unpacked} bytes")
 
 
 def _load_state(network: nn.Module, state: dict[str, Tensor]) -> None:

@@ -1,0 +1,1 @@
+"""Inputs that nobody made, for everything that reads what comes from outside. ``python -m fuzz --help``."""
