@@ -4,11 +4,12 @@ VENV ?= .venv
 DEMO ?= inspectad-demo
 BIN = $(VENV)/bin
 
-.PHONY: help setup demo test check format clean
+.PHONY: help setup demo test kills check format clean
 
 help:
 	@echo "make demo    set everything up and run the whole job on rendered parts"
 	@echo "make test    set everything up and pass all tests"
+	@echo "make kills   kill 200 scans at random moments, and compare what becomes of them (some minutes)"
 	@echo "make check   linters and types"
 	@echo "make format  format the code"
 	@echo "make clean   remove the virtual environment and what the tools left"
@@ -28,6 +29,9 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest
+
+kills: setup
+	$(BIN)/python tests/kills.py --kills 200
 
 check: setup
 	$(BIN)/ruff check .

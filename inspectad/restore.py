@@ -1,11 +1,13 @@
 """A trained network, made again from its model folder: for ``export`` and ``explain``."""
 
+import contextlib
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor, nn
 
+from inspectad.atomic import leftovers
 from inspectad.detector import OnnxDetector
 from inspectad.errors import ModelFileError
 from inspectad.manifest import Manifest
@@ -52,11 +54,13 @@ def restore(model: Path, manifest: Manifest, verb: str) -> Restored:
 def _weights(model: Path, manifest: Manifest, verb: str) -> tuple[dict[str, Tensor], list[ByteArray]]:
     folder = model if model.is_dir() else model.parent
     path = folder / WEIGHTS_NAME
+    for candidate in (path, *leftovers(folder)):  # still beside it, where `train` was killed between its renames
+        with contextlib.suppress(FileNotFoundError):
+            data = candidate.read_bytes()
+            if hashlib.sha256(data).hexdigest() == manifest.weights_sha256:
+                return unpack_weights(data)
     if not path.is_file():
         raise ModelFileError(
             f"{path}: not there; {verb} needs the model folder as 'train' wrote it, with {WEIGHTS_NAME} in it"
         )
-    data = path.read_bytes()
-    if hashlib.sha256(data).hexdigest() != manifest.weights_sha256:
-        raise ModelFileError(f"{path}: damaged, or of another model (checksum); copy the whole folder, or train again")
-    return unpack_weights(data)
+    raise ModelFileError(f"{path}: damaged, or of another model (checksum); copy the whole folder, or train again")

@@ -1,5 +1,6 @@
 """Rows of results: written as they come, each whole or not at all, and read back to go on after an interruption."""
 
+import contextlib
 import csv
 import io
 import json
@@ -58,6 +59,7 @@ def csv_line(values: Iterable[object]) -> bytes:
 
 
 CSV_HEADER: Final = csv_line(COLUMNS)
+_GAP: Final = bytes(16)  # a single one may be part of a name that somebody listed
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +74,9 @@ class Done:
 
 
 def read_done(path: Path, kind: str) -> Done:
-    """Read the whole rows of a results file; a torn last row is left out.
+    """Read the whole rows of a results file; a torn last row is left out, and so is all from a gap of zeros on.
+
+    Such gaps are what a power cut leaves where the size of a file was noted and its content was not.
 
     Raises: OutputError when the file is not one of ours.
     """
@@ -80,6 +84,8 @@ def read_done(path: Path, kind: str) -> Done:
         data = path.read_bytes() if path.exists() else b""
     except OSError as error:
         raise output_error(path, error) from error
+    gap = data.find(_GAP)
+    data = data if gap < 0 else data[:gap]
     images, models, thresholds, verdicts, end = set(), set(), set(), [], 0
     for record, after in _whole_records(data, kind, path):
         end = after
@@ -164,7 +170,8 @@ class RowWriter:
             while left:  # a full disk may take a part of it first
                 left = left[self._file.write(left) or 0 :]
         except BaseException as error:  # Ctrl-C in the middle must not leave half a row either
-            os.ftruncate(self._file.fileno(), self._size)
+            with contextlib.suppress(OSError):  # then the row stays torn, which `read_done` knows
+                os.ftruncate(self._file.fileno(), self._size)
             if isinstance(error, OSError):
                 raise output_error(self._path, error) from error
             raise
