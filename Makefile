@@ -6,11 +6,12 @@ COUNT ?= 100000
 SEED ?= 0
 BIN = $(VENV)/bin
 
-.PHONY: help setup demo test check format fuzz audit clean
+.PHONY: help setup demo test kills check format fuzz audit clean
 
 help:
 	@echo "make demo    set everything up and run the whole job on rendered parts"
 	@echo "make test    set everything up and pass all tests"
+	@echo "make kills   kill 200 scans at random moments, and compare what becomes of them (some minutes)"
 	@echo "make check   linters and types"
 	@echo "make format  format the code"
 	@echo "make fuzz    feed damaged input to all that reads some: COUNT=$(COUNT) SEED=$(SEED)"
@@ -32,6 +33,9 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest
+
+kills: setup
+	$(BIN)/python tests/kills.py --kills 200
 
 check: setup
 	$(BIN)/ruff check .

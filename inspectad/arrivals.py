@@ -179,7 +179,7 @@ class Arrivals:
 def _patience(path: Path, *, closed: bool) -> float:
     """Seconds for which a file must stay as it is to count as complete."""
     try:
-        whole = is_whole(read_file(path))
+        whole = is_whole(read_file(path, tries=1))  # `Arrivals` never waits, and looks again anyway
     except (UnreadableImageError, MemoryError):
         return _LOCKED_SECONDS
     if whole is False:

@@ -2,11 +2,15 @@
 
 import contextlib
 import os
+import re
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Final
 
 from inspectad.errors import OutputError
+
+_TEMPORARY: Final = re.compile(r"\.inspectad-[0-9a-f]{32}\.tmp")
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -20,6 +24,9 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 def write_together(files: Mapping[Path, bytes], *, durable: bool = False) -> None:
     """Write several files that belong together: nothing is replaced before all of them are written.
+
+    They are replaced in their order. What fails or is stopped after the first one is finished as far as it can be; of a
+    process that is killed there, the others' data still lies beside them, see `leftovers`.
 
     Args: durable: wait until the data is on the disk, so that not even a power cut leaves an empty file.
 
@@ -37,13 +44,48 @@ def write_together(files: Mapping[Path, bytes], *, durable: bool = False) -> Non
                     os.fsync(handle.fileno())
         for path, temporary in staged.items():
             os.replace(temporary, path)
-    except BaseException as error:  # Ctrl-C too must not leave temporary files behind
-        for temporary in staged.values():
+    except BaseException as error:  # Ctrl-C too must neither leave temporary files behind nor stop half-way
+        is_begun = any(staged) and not next(iter(staged.values())).exists()  # the first is in place already
+        for target, temporary in staged.items():
             with contextlib.suppress(OSError):
-                temporary.unlink()
+                if is_begun:
+                    os.replace(temporary, target)
+                else:
+                    temporary.unlink()
         if isinstance(error, OSError):
             raise output_error(path, error) from error
         raise
+    if durable:
+        for folder in {path.parent for path in files}:
+            _sync_folder(folder)
+
+
+def _sync_folder(folder: Path) -> None:
+    """The renames too are to outlive a power cut. Windows cannot open folders, and does so by itself."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def leftovers(folder: Path, *, below: bool = False) -> Iterator[Path]:
+    """The temporary files that a killed process left in a folder (``below``: and in those in it).
+
+    Some may be of a process that is still at work: hold `inspectad.lock.locked` to remove them.
+    """
+    for here, folders, names in os.walk(folder):
+        yield from (Path(here, name) for name in names if _TEMPORARY.fullmatch(name))
+        if not below:
+            folders.clear()
+
+
+def remove_leftovers(folder: Path, *, below: bool = False) -> None:
+    """Remove what `leftovers` gives, as far as it can be."""
+    for path in leftovers(folder, below=below):
+        with contextlib.suppress(OSError):
+            path.unlink()
 
 
 def output_error(path: Path, error: OSError) -> OutputError:

@@ -6,6 +6,7 @@ Heavy modules are imported inside the verbs, so that ``--help`` is quick and ``s
 """
 
 import contextlib
+import errno
 import functools
 import math
 import os
@@ -40,6 +41,8 @@ benchmark_app = typer.Typer(
 )
 app.add_typer(benchmark_app, name="benchmark")
 P = ParamSpec("P")
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+"""What may befall any file that is written, temporary ones too: no bug."""
 
 
 class Method(StrEnum):
@@ -120,19 +123,35 @@ def _reporting(verb: Callable[P, None]) -> Callable[P, None]:
         try:
             verb(*args, **kwargs)
         except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads it any more
+            _drop_stdout()  # nobody reads it any more
             raise typer.Exit(141) from None
         except (Exception, KeyboardInterrupt) as error:
             if _Stop.signum is not None:  # libraries turn the interruption into errors of their own
+                _drop_stdout()  # whoever should read it may be what hangs, and its buffer is written at the end
                 name = "Ctrl-C" if _Stop.signum == signal.SIGINT else "SIGTERM"
                 console.err.print(f"stopped by {name}; what was written is whole")
                 raise typer.Exit(128 + _Stop.signum) from None
+            if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
+                _drop_stdout()  # it may be what is full
+                where = f"{error.filename or 'standard output or a temporary file'}: "
+                console.err.print(
+                    f"[bold red]error:[/] {console.plain(where)}cannot be written ({error.strerror}); "
+                    "free some space, or mend the drive or its permissions"
+                )
+                raise typer.Exit(1) from error
             if not isinstance(error, InspectadError):
                 raise
             console.err.print(f"[bold red]error:[/] {console.plain(str(error))}")
             raise typer.Exit(error.exit_code) from error
 
     return run
+
+
+def _drop_stdout() -> None:
+    """What is still to be written to standard output goes nowhere."""
+    if sys.stdout is not None:
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _version(show: bool) -> None:

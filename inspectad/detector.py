@@ -166,7 +166,11 @@ class OnnxDetector:
         with self._binding:  # one after the other: they share the places
             if size not in self._bound:
                 self._bound[size] = _Bound(self._session, self.provider, filled.shape)
-            scores, maps = self._bound[size].run(filled)
+            try:
+                scores, maps = self._bound[size].run(filled)
+            except Exception:
+                del self._bound[size]  # a smaller batch may need its memory
+                raise
         return scores[: len(batch)], maps[: len(batch)]
 
     def verdicts(self, prediction: Prediction, threshold: float | None = None) -> list[Verdict]:

@@ -1,7 +1,9 @@
 """From a file's bytes to the pixels a network sees: decoding, and the ONE resize rule of train, export and scan."""
 
 import math
+import os
 import stat
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +33,8 @@ _IMREAD: Final = {
     4: cv2.IMREAD_REDUCED_COLOR_4,
     8: cv2.IMREAD_REDUCED_COLOR_8,
 }
+_NO_FILE: Final = "not a file (a folder, pipe or device); name the image itself"
+_PAUSE_S: Final = 0.1
 STRIDE: Final = 16
 MIN_INPUT_PX: Final = 64
 MAX_INPUT_PX: Final = 2048
@@ -68,16 +72,45 @@ def read_image(path: Path) -> DecodedImage:
     return decode_image(read_file(path))
 
 
-def read_file(path: Path) -> bytes:
-    """The bytes of a regular file. Raises: UnreadableImageError; a pipe or device would block for ever."""
+def read_file(path: Path, tries: int = 3) -> bytes:
+    """The bytes of a regular file, all of one state of it.
+
+    Args: tries: how often it is read, with a pause between, when it changes meanwhile.
+    Raises: UnreadableImageError: also of a pipe or device, which would block for ever.
+    """
     try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise UnreadableImageError("not a file (a folder, pipe or device); name the image itself")
-        check_file_bytes(status.st_size)
-        return path.read_bytes()
+        if not stat.S_ISREG(path.stat().st_mode):  # before it is opened: that alone has effects on some devices
+            raise UnreadableImageError(_NO_FILE)
+        for left in reversed(range(tries)):
+            data = _read_unchanged(path)
+            if data is not None:
+                return data
+            if left:
+                time.sleep(_PAUSE_S)
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
         raise UnreadableImageError(f"cannot be opened: {getattr(error, 'strerror', None) or error}") from error
+    raise UnreadableImageError("it changed while it was read; write images under another name and rename them")
+
+
+def _read_unchanged(path: Path) -> bytes | None:
+    """None when the file changed meanwhile, or when another program keeps it for itself just now."""
+    try:
+        with open(path, "rb", buffering=0, opener=_open_at_once) as file:
+            before = os.fstat(file.fileno())
+            if not stat.S_ISREG(before.st_mode):  # it was one a moment ago
+                raise UnreadableImageError(_NO_FILE)
+            check_file_bytes(before.st_size)
+            data = file.read() or b""
+            after = os.fstat(file.fileno())
+    except BlockingIOError:
+        return None
+    is_same = (before.st_size, before.st_mtime_ns) == (after.st_size, after.st_mtime_ns)
+    return data if is_same and len(data) == after.st_size else None
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Without waiting for the other end, were it a pipe by now."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 @dataclass(frozen=True, slots=True)

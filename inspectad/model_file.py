@@ -102,12 +102,16 @@ def extract_manifest(metadata: Mapping[str, str], data: bytes) -> Manifest:
 
 
 def write_model(folder: Path, model: bytes, manifest: Manifest, weights: bytes) -> None:
-    """Write the three files: all beside their targets first, then three renames, ``model.onnx`` last."""
+    """Write the three files: all beside their targets first, then three renames, ``model.onnx`` first.
+
+    With it the folder holds the new model, whatever happens next: it is complete by itself, and who needs its weights
+    finds them by their hash, in their place or still beside it (`inspectad.restore`).
+    """
     write_together(
         {
+            folder / ONNX_NAME: model,
             folder / WEIGHTS_NAME: weights,
             folder / MANIFEST_NAME: manifest_yaml(manifest).encode(),
-            folder / ONNX_NAME: model,
         },
         durable=True,
     )

@@ -109,7 +109,7 @@ class Batched:
     """Images of many callers are gathered into batches, by a thread for each detector given (a GPU each, or a core).
 
     A batch starts when it is full, or `_FILL_S` after its first image. One that a detector cannot take is halved,
-    since what is short then is mostly its memory.
+    since what is short then is mostly its memory; if all images go in halves, no batch as large is tried again there.
     """
 
     def __init__(self, detectors: Sequence[OnnxDetector], batch_size: int) -> None:
@@ -118,8 +118,13 @@ class Batched:
         self._closed, self._lock = False, threading.Lock()
         self._requests: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
         self._threads = [threading.Thread(target=self._serve, args=(d,), daemon=True) for d in detectors]
-        for thread in self._threads:
-            thread.start()
+        try:
+            for thread in self._threads:
+                thread.start()
+        except RuntimeError as error:
+            raise InspectadError(
+                f"no thread can be started ({error}); end other programs, or use fewer GPUs"
+            ) from error
 
     def score(self, pixels: ByteArray) -> tuple[float, FloatArray]:
         """Raises: InspectadError after `close`."""
@@ -139,17 +144,17 @@ class Batched:
             thread.join()
 
     def _serve(self, detector: OnnxDetector) -> None:
-        more = True
+        more, size = True, self._batch_size
         while more:
-            batch, more = self._next_batch()
+            batch, more = self._next_batch(size)
             if batch:
-                _answer(detector, batch)
+                size = min(size, _answer(detector, batch) or size)
 
-    def _next_batch(self) -> tuple[list[_Request], bool]:
+    def _next_batch(self, size: int) -> tuple[list[_Request], bool]:
         """Wait for an image, then for more of them; False after the last."""
         batch: list[_Request] = []
         until = float("inf")
-        while len(batch) < self._batch_size:
+        while len(batch) < size:
             wait = None if not batch else max(until - time.monotonic(), 0)
             try:
                 request = self._requests.get(timeout=wait)
@@ -163,19 +168,28 @@ class Batched:
         return batch, True
 
 
-def _answer(detector: OnnxDetector, batch: Sequence[_Request]) -> None:
+def _answer(detector: OnnxDetector, batch: Sequence[_Request]) -> int | None:
+    """Give every caller of a batch its answer.
+
+    Returns: how many images went at a time, where the whole batch did not and parts did; 0 where an image fails alone,
+        so that it may not have been the number; None where the whole batch went.
+    """
     try:
         prediction = detector.predict_resized(np.stack([pixels for pixels, _ in batch]))
+        answers = [(float(s), m) for s, m in zip(prediction.image_scores, prediction.anomaly_maps, strict=True)]
+        if len(answers) != len(batch):
+            raise InspectadError(f"the network gave {len(answers)} answers for {len(batch)} images")
     except InspectadError as error:
-        if len(batch) > 1:
-            _answer(detector, batch[: len(batch) // 2])
-            _answer(detector, batch[len(batch) // 2 :])
-        else:
-            batch[0][1].set_exception(error)
-        return
+        half = len(batch) // 2
+        if half:
+            parts = [(part, _answer(detector, part)) for part in (batch[:half], batch[half:])]
+            return min(len(part) if went is None else went for part, went in parts)
+        batch[0][1].set_exception(error)
+        return 0
     except BaseException as error:  # a caller waits for an answer whatever happens
-        for _, answer in batch:
-            answer.set_exception(error)
-        return
-    for i, (_, answer) in enumerate(batch):
-        answer.set_result((float(prediction.image_scores[i]), prediction.anomaly_maps[i]))
+        for _, waiting in batch:
+            waiting.set_exception(error)
+        return 0
+    for (_, waiting), answer in zip(batch, answers, strict=True):
+        waiting.set_result(answer)
+    return None

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor, nn
 
+from inspectad.atomic import leftovers
 from inspectad.detector import OnnxDetector
 from inspectad.errors import ModelFileError
 from inspectad.manifest import Manifest
@@ -54,13 +55,19 @@ def restore(model: Path, manifest: Manifest, verb: str) -> Restored:
 def _weights(model: Path, manifest: Manifest, verb: str) -> tuple[dict[str, Tensor], list[ByteArray]]:
     folder = model if model.is_dir() else model.parent
     path = folder / WEIGHTS_NAME
+    for candidate in (path, *leftovers(folder)):  # still beside it, where `train` was killed between its renames
+        if candidate.is_file():
+            data = read_model_bytes(candidate)
+            if hashlib.sha256(data).hexdigest() == manifest.weights_sha256:
+                return _unpacked(data, candidate, manifest)
     if not path.is_file():
         raise ModelFileError(
             f"{path}: not there; {verb} needs the model folder as 'train' wrote it, with {WEIGHTS_NAME} in it"
         )
-    data = read_model_bytes(path)
-    if hashlib.sha256(data).hexdigest() != manifest.weights_sha256:
-        raise ModelFileError(f"{path}: damaged, or of another model (checksum); copy the whole folder, or train again")
+    raise ModelFileError(f"{path}: damaged, or of another model (checksum); copy the whole folder, or train again")
+
+
+def _unpacked(data: bytes, path: Path, manifest: Manifest) -> tuple[dict[str, Tensor], list[ByteArray]]:
     try:
         tensors, samples = unpack_weights(data)
     except TypeError as error:  # samples of a type that numpy does not have

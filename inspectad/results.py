@@ -1,5 +1,6 @@
 """Rows of results: written as they come, each whole or not at all, and read back to go on after an interruption."""
 
+import contextlib
 import csv
 import io
 import json
@@ -55,6 +56,7 @@ def format_row(row: Inspection, kind: str) -> bytes:
 
 
 CSV_HEADER: Final = csv_line(COLUMNS)
+_GAP: Final = bytes(16)  # a single one may be part of a name that somebody listed
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +71,9 @@ class Done:
 
 
 def read_done(path: Path, kind: str) -> Done:
-    """Read the whole rows of a results file; a torn last row is left out.
+    """Read the whole rows of a results file; a torn last row is left out, and so is all from a gap of zeros on.
+
+    Such gaps are what a power cut leaves where the size of a file was noted and its content was not.
 
     Raises: OutputError when the file is not one of ours.
     """
@@ -110,13 +114,15 @@ def _records_of(file: BinaryIO, kind: str, path: Path) -> Iterator[tuple[dict[st
     if kind == "csv":
         header = file.readline(len(CSV_HEADER))
         if header != CSV_HEADER:
-            if CSV_HEADER.startswith(header):
+            if CSV_HEADER.startswith(header.partition(_GAP)[0]):
                 return  # nothing, or killed while the header was written
             raise OutputError(_foreign(path))
         end = len(header)
         yield {}, end
     record, quotes = bytearray(), 0
     while line := file.readline(_LONGEST_RECORD):
+        if _GAP in line:
+            return
         record += line
         quotes += line.count(b'"')
         if len(record) >= _LONGEST_RECORD:
@@ -184,7 +190,8 @@ class RowWriter:
             while left:  # a full disk may take a part of it first
                 left = left[self._file.write(left) or 0 :]
         except BaseException as error:  # Ctrl-C in the middle must not leave half a row either
-            os.ftruncate(self._file.fileno(), self._size)
+            with contextlib.suppress(OSError):  # then the row stays torn, which `read_done` knows
+                os.ftruncate(self._file.fileno(), self._size)
             if isinstance(error, OSError):
                 raise output_error(self._path, error) from error
             raise

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import os
 import sys
 import time
 from collections import Counter, deque
@@ -10,12 +11,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from inspectad.atomic import output_error, write_atomically
+from inspectad.atomic import output_error, remove_leftovers, write_atomically
 from inspectad.detector import OnnxDetector
 from inspectad.errors import InspectadError, OutputError, UsageError
 from inspectad.heap import give_back
 from inspectad.image_files import RESULTS_MARKER, ImageFile, expand_arguments, read_path_list
 from inspectad.judge import Judge, heatmap_path, map_path
+from inspectad.lock import locked
 from inspectad.manifest import Manifest
 from inspectad.network import Network, share
 from inspectad.output_links import check_stays_inside
@@ -110,8 +112,25 @@ def scan(
         stream: gets the same rows (standard output, when it is a pipe).
     Raises:
         UsageError: nothing there to scan under that name.
-        InspectadError: no image at all, or a result that cannot be written. Rows written so far stay.
+        InspectadError: no image at all, or a result that cannot be written, or ten images in a row that failed for
+            reasons of our own. Rows written so far stay.
+        OutputError: another scan writes to the same folder.
     """
+    with locked(config.output) as warning:
+        if warning:
+            on_warning(warning)
+        return _scan(config, detector, network, on_total, on_row, on_warning, stream)
+
+
+def _scan(
+    config: ScanConfig,
+    detector: OnnxDetector,
+    network: Network | None,
+    on_total: Callable[[int], None],
+    on_row: Callable[[Inspection], None],
+    on_warning: Callable[[str], None],
+    stream: BinaryIO | None,
+) -> ScanSummary:
     started = time.perf_counter()
     kind = config.format
     manifest = _tiled(config, detector.manifest)
@@ -121,11 +140,11 @@ def scan(
     done = _already_done(config, detector, judge.threshold)
     summary = ScanSummary(earlier=done.verdicts)
     files = _images_to_come(config, done, on_warning) if config.watch else _images_to_scan(config, on_total, done)
+    _remove_temporary(config.output)
     write_atomically(config.output / RESULTS_MARKER, _tile_note(config, detector))
     if manifest.tiling != detector.manifest.tiling:
         on_warning(_UNCALIBRATED)
-    if not config.keeps_rows:
-        _clear(config)  # not before the images were found: a misspelt name must not cost the last results
+    _clear(config)  # not before the images were found: a misspelt name must not cost the last results
     with RowWriter(_rows_path(config, kind), kind, done.whole_bytes) as writer, contextlib.ExitStack() as stack:
         if stream is not None and kind == "csv":
             _send(stream, CSV_HEADER)
@@ -229,18 +248,45 @@ def _already_done(config: ScanConfig, detector: OnnxDetector, threshold: float) 
     return earlier
 
 
+def _remove_temporary(output: Path) -> None:
+    """What a killed scan left of files that it was writing. Nobody else is at work here: the lock is ours."""
+    remove_leftovers(output)
+    for pictures in (heatmap_path(output, "x").parent, map_path(output, "x").parent):
+        remove_leftovers(pictures, below=True)
+
+
 def _clear(config: ScanConfig) -> None:
-    """Remove what an earlier scan left here: an old heatmap beside a new row would show another model's opinion."""
-    root = config.output.resolve()
+    """Remove what an earlier scan left here: an old heatmap beside a new row would show another model's opinion.
+
+    Rows first get another name: killed meanwhile, there must be no rows whose pictures are gone. The next start, with
+    ``--resume`` too, then removes the other pictures before it writes any.
+    """
     for kind in FORMATS:
-        rows = _rows_path(config, kind)
-        deque(read_names(rows, kind), maxlen=0)  # a file that is not ours is refused before anything is removed
-        for name in read_names(rows, kind):
-            for path in (heatmap_path(config.output, name), map_path(config.output, name)):
-                with contextlib.suppress(ValueError):  # a name with a zero byte: there is no such file
-                    if path.resolve().is_relative_to(root):  # a results file may come from anybody
-                        _remove(path)
-        _remove(rows)
+        rows, doomed = _rows_path(config, kind), config.output / f".inspectad-doomed.{kind}"
+        _remove_pictures(config, read_names(doomed, kind))
+        _remove(doomed)
+        if not config.keeps_rows:
+            deque(read_names(rows, kind), maxlen=0)  # a file that is not ours is refused before anything is removed
+            _set_aside(rows, doomed)
+            _remove_pictures(config, read_names(doomed, kind))
+            _remove(doomed)
+
+
+def _set_aside(rows: Path, doomed: Path) -> None:
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            os.replace(rows, doomed)
+    except OSError as error:
+        raise output_error(rows, error) from error
+
+
+def _remove_pictures(config: ScanConfig, names: Iterable[str]) -> None:
+    root = config.output.resolve()
+    for name in names:
+        for path in (heatmap_path(config.output, name), map_path(config.output, name)):
+            with contextlib.suppress(ValueError):  # a name with a zero byte: there is no such file
+                if path.resolve().is_relative_to(root):  # a results file may come from anybody
+                    _remove(path)
 
 
 def _remove(path: Path) -> None:

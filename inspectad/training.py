@@ -13,10 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from inspectad import __version__
+from inspectad.atomic import remove_leftovers
 from inspectad.calibration import Suspects, calibrate
 from inspectad.errors import TrainingError, UsageError
 from inspectad.held_out import score_held_out
 from inspectad.images import RESIZE_RULE
+from inspectad.lock import locked
 from inspectad.manifest import SCHEMA_VERSION, Calibration, Manifest, Parity, TrainedOn
 from inspectad.methods import METHODS
 from inspectad.metrics import auroc
@@ -74,10 +76,15 @@ def train(config: TrainConfig, say: Step = silent) -> TrainReport:
         UsageError: settings that make no sense, or a folder that is not there.
         TrainingError: no usable image.
         ParityError: the exported graph differs; nothing is written.
-        OutputError: the model cannot be written; an earlier model stays whole.
+        OutputError: the model cannot be written, or another training writes there; an earlier model stays whole.
     """
-    started = time.perf_counter()
     check_config(config)
+    with locked(config.output) as warning:
+        return _train(config, say, (warning,) if warning else ())
+
+
+def _train(config: TrainConfig, say: Step, warnings: tuple[str, ...]) -> TrainReport:
+    started = time.perf_counter()
     method = METHODS[config.method]
     selection = _select(config, say)
     if method.needs_defects and not selection.defects:
@@ -99,10 +106,12 @@ def train(config: TrainConfig, say: Step = silent) -> TrainReport:
     manifest = _manifest(config, settings, tiling, notes, selection, calibration, parity, weights)
     data = append_manifest(graph, manifest)
     write_model(config.output, data, manifest, weights)
+    remove_leftovers(config.output)  # not before: they may hold the weights of the model that was there
     return TrainReport(
         config.output / ONNX_NAME,
         manifest,
         (
+            *warnings,
             *selection.warnings,
             *masks.warnings,
             *_more_defects(selection),

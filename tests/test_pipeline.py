@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from inspectad.budget import Budget
 from inspectad.detector import OnnxDetector
 from inspectad.image_files import ImageFile, find_images
 from inspectad.network import share
-from inspectad.pipeline import Prepared, Scored, _Budget, inspect_files
+from inspectad.pipeline import Prepared, Scored, inspect_files
 from inspectad.records import Inspection, Verdict
 
 
@@ -22,7 +23,7 @@ def ok_row(prepared: Prepared, scored: Scored | None) -> Inspection:
 
 def test_the_budget_never_lets_more_through_than_its_limit_however_large_images_turn_out() -> None:
     limit, size = 1000, 300
-    budget, held, most, lock = _Budget(limit), 0, 0, threading.Lock()
+    budget, held, most, lock = Budget(limit), 0, 0, threading.Lock()
 
     def work() -> None:
         nonlocal held, most
@@ -48,7 +49,7 @@ def test_the_budget_never_lets_more_through_than_its_limit_however_large_images_
 
 
 def test_an_image_larger_than_the_whole_budget_is_let_through_alone() -> None:
-    budget = _Budget(10)
+    budget = Budget(10)
     entered = threading.Event()
 
     def enter() -> None:
@@ -64,7 +65,7 @@ def test_an_image_larger_than_the_whole_budget_is_let_through_alone() -> None:
 
 
 def test_one_huge_image_does_not_hold_back_the_small_ones_for_ever() -> None:
-    budget = _Budget(1000)
+    budget = Budget(1000)
     for size in (5000, *[10] * 40):
         with budget.room() as room:
             room.holds(size)
