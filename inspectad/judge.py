@@ -4,6 +4,7 @@ import hashlib
 import math
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -49,15 +50,23 @@ class Judge:
     """From score and map to verdict, regions, files and row."""
 
     def __init__(
-        self, detector: OnnxDetector, output: Path, threshold: float | None, *, heatmaps: str = "", maps: bool = False
+        self,
+        detector: OnnxDetector,
+        output: Path,
+        threshold: float | None,
+        *,
+        heatmaps: str = "",
+        maps: bool = False,
+        write: Callable[[Path, bytes], None] = write_atomically,
     ) -> None:
         """Args: threshold: replaces the calibrated one; the map threshold is scaled with it. heatmaps: ``all``, or
-        ``ng`` for those of NG images alone; "" for none."""
+        ``ng`` for those of NG images alone; "" for none. write: puts a picture where it belongs."""
         self._calibration = detector.manifest.calibration
         self._model = detector.digest[:12]
         self._output = output
         self._heatmaps = heatmaps
         self._maps = maps
+        self._write = write
         self.threshold = self._calibration.threshold if threshold is None else threshold
         self._map_threshold = self._calibration.map_threshold * self.threshold / self._calibration.threshold
 
@@ -76,9 +85,9 @@ class Judge:
                 return self._unreadable(prepared, str(error))
             except MemoryError:
                 return self._unreadable(prepared, TOO_LARGE)
-            write_atomically(heatmap_path(self._output, name), encode_png(overlay))
+            self._write(heatmap_path(self._output, name), encode_png(overlay))
         if self._maps:
-            write_atomically(map_path(self._output, name), cv2.imencode(".tiff", anomaly_map)[1].tobytes())
+            self._write(map_path(self._output, name), cv2.imencode(".tiff", anomaly_map)[1].tobytes())
         return Inspection(
             image=name,
             verdict=verdict,

@@ -63,6 +63,9 @@ class Scored:
     anomaly_map: FloatArray
 
 
+Read = Callable[[ImageFile], bytes]
+"""The bytes of an image's file. Raises: UnreadableImageError."""
+
 Finish = Callable[["Prepared", Scored | None], Inspection]
 """From a decoded image and what the network said of it (None: it could not be read) to its row; runs in a worker."""
 
@@ -70,19 +73,30 @@ _Row = tuple[Prepared, Inspection]
 _Ahead = queue.Queue["Future[_Row] | BaseException | None"]
 
 
+def _read(file: ImageFile) -> bytes:
+    return read_file(file.path)
+
+
 def inspect_files(
-    files: Iterator[ImageFile], manifest: Manifest, network: Network, finish: Finish, *, workers: int = 0
+    files: Iterator[ImageFile],
+    manifest: Manifest,
+    network: Network,
+    finish: Finish,
+    *,
+    workers: int = 0,
+    read: Read = _read,
 ) -> Generator[_Row, None, None]:
     """Rows in the order of the files, each as soon as it and all before it are known.
 
     Args:
         manifest: of the model that the network is of.
         workers: threads; 0 for one a core, and those that keep a GPU busy.
+        read: where the files are not on a disk.
     """
     workers = workers or workers_for(network)
     ahead: _Ahead = queue.Queue(_WAITING * workers)
     tiles = None if manifest.tiling is None else ThreadPoolExecutor(workers, thread_name_prefix="inspectad-tile")
-    pipeline = Pipeline(manifest, network, finish, tiles)
+    pipeline = Pipeline(manifest, network, finish, tiles, read)
     pool = ThreadPoolExecutor(workers, thread_name_prefix="inspectad")
     feeder = threading.Thread(target=pipeline.feed, args=(files, pool, ahead), daemon=True)
     with opencv_threads(workers):
@@ -127,7 +141,12 @@ class Pipeline:
     """Files to rows; see the module's text."""
 
     def __init__(
-        self, manifest: Manifest, network: Network, finish: Finish, tiles: ThreadPoolExecutor | None = None
+        self,
+        manifest: Manifest,
+        network: Network,
+        finish: Finish,
+        tiles: ThreadPoolExecutor | None = None,
+        read: Read = _read,
     ) -> None:
         """Args: tiles: where the tiles of an image are scored, many at a time, if the model sees tiles: there may be
         few images in memory at a time, and they take long."""
@@ -135,6 +154,7 @@ class Pipeline:
         self._network = network
         self._finish = finish
         self._tiles = tiles
+        self._read = read
         self._budget = _Budget(_IN_FLIGHT_BYTES)
         self._stopped = threading.Event()
 
@@ -174,7 +194,7 @@ class Pipeline:
         """Whatever is wrong with the image becomes its error."""
         started = time.perf_counter()
         try:
-            data = read_file(file.path)
+            data = self._read(file)
             size_hw = None if self._manifest.tiling else self._manifest.input_size_hw
             loaded = load_image(data, size_hw, self._manifest.full_scale)
         except UnreadableImageError as error:

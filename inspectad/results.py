@@ -80,6 +80,11 @@ def read_done(path: Path, kind: str) -> Done:
         data = path.read_bytes() if path.exists() else b""
     except OSError as error:
         raise output_error(path, error) from error
+    return parse_done(data, kind, path)
+
+
+def parse_done(data: bytes, kind: str, path: Path) -> Done:
+    """As `read_done`, of the file's bytes. Args: path: for messages."""
     images, models, thresholds, verdicts, end = set(), set(), set(), [], 0
     for record, after in _whole_records(data, kind, path):
         end = after
