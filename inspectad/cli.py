@@ -11,7 +11,7 @@ import math
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import StrEnum
 from pathlib import Path
 from types import FrameType
@@ -26,6 +26,8 @@ from inspectad.errors import InspectadError, MissingDependencyError, UsageError
 if TYPE_CHECKING:
     from inspectad.detector import OnnxDetector
     from inspectad.network import Network
+    from inspectad.ray_engine.scan import RayScanConfig
+    from inspectad.scan import ScanConfig, ScanSummary
 
 app = typer.Typer(
     help="Find defects on a production line from a handful of good images.",
@@ -78,6 +80,14 @@ class RowFormat(StrEnum):
 
     csv = "csv"
     jsonl = "jsonl"
+    parquet = "parquet"
+
+
+class Engine(StrEnum):
+    """What runs a long job: this process, or a Ray cluster."""
+
+    local = "local"
+    ray = "ray"
 
 
 class Precision(StrEnum):
@@ -94,6 +104,14 @@ DeviceOption = Annotated[
     typer.Option(
         help="auto takes CUDA where it works, else the CPU; cpu, cuda, tensorrt; several GPUs as cuda:0,cuda:1."
     ),
+]
+
+EngineOption = Annotated[
+    Engine, typer.Option("--engine", help="ray shares the work among the machines of a Ray cluster.")
+]
+AddressOption = Annotated[
+    str | None,
+    typer.Option(help="Of the Ray cluster: auto, or HOST:PORT of its head; without it Ray starts on this machine."),
 ]
 
 
@@ -231,8 +249,12 @@ class _ScanCommand(typer.core.TyperCommand):
 def scan(
     images: Annotated[list[str], typer.Argument(help="Folders (recursive), files, patterns, or - for paths on stdin.")],
     model: ModelOption = Path("model"),
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the results.")] = Path("results"),
-    format_: Annotated[RowFormat, typer.Option("--format", help="Format of the rows.")] = RowFormat.csv,
+    output: Annotated[str, typer.Option("-o", "--output", help="Folder for the results; with Ray, or a URL.")] = (
+        "results"
+    ),
+    format_: Annotated[
+        RowFormat, typer.Option("--format", help="Format of the rows; parquet with --engine ray.")
+    ] = RowFormat.csv,
     heatmaps: Annotated[
         Heatmaps | None,
         typer.Option("--heatmaps", help="Write an overlay for each image (all, also without a word), or for NG ones."),
@@ -257,23 +279,52 @@ def scan(
         int, typer.Option(min=0, max=1024, help="Images a run of the network; 0 chooses: 1 on a CPU.")
     ] = 0,
     workers: Annotated[int, typer.Option(min=0, max=256, help="Images worked on at a time; 0 chooses.")] = 0,
+    engine: EngineOption = Engine.local,
+    address: AddressOption = None,
 ) -> None:
     """Judge images: a row each in OUTPUT/results.csv, and the same rows on stdout when it is a pipe.
 
-    A new scan replaces the rows and heatmaps of the last one in OUTPUT.
+    A new scan replaces the rows and heatmaps of the last one in OUTPUT. With --engine ray the machines of a cluster
+    share the images, which may be URLs (s3://...); rows are shards in OUTPUT/rows, in any order, and not on stdout.
 
     inspectad scan ./line_images --heatmaps
     """
-    from inspectad.scan import ScanConfig
-    from inspectad.scan import scan as run
-
     if threshold is not None and not 0 < threshold < math.inf:
         raise UsageError(
             f"--threshold {threshold}: give a finite score above 0; 'inspectad info' shows the calibrated one"
         )
+    _check_engine(engine, address)
+    if engine is Engine.ray:
+        refused = {"--watch": watch, "--null": null, "--batch-size": batch_size, "--workers": workers}
+        _refuse(refused, "on Ray; it finds the images by itself and knows what its nodes have")
+        from inspectad.ray_engine.scan import RayScanConfig, scan_on_ray
+
+        shared = RayScanConfig(
+            images=tuple(images),
+            output=output,
+            model=model,
+            format=format_.value,
+            heatmaps=heatmaps.value if heatmaps else "",
+            maps=maps,
+            threshold=threshold,
+            tile=tile,
+            resume=resume,
+            device=device,
+            address=address,
+        )
+        with console.scan_progress() as progress:
+            summary = scan_on_ray(
+                shared, on_progress=progress.counted, on_warning=lambda sentence: console.warn([sentence])
+            )
+        _end_scan(summary, shared, fail_on_defect)
+        return
+    _refuse({"--format parquet": format_ is RowFormat.parquet}, "without --engine ray; say csv or jsonl")
+    from inspectad.scan import ScanConfig
+    from inspectad.scan import scan as run
+
     config = ScanConfig(
         images=tuple(images),
-        output=output,
+        output=Path(output),
         format=format_.value,
         heatmaps=heatmaps.value if heatmaps else "",
         maps=maps,
@@ -301,6 +352,21 @@ def scan(
         finally:
             if watch:  # it ends by a signal, without a summary
                 progress.say()
+    _end_scan(summary, config, fail_on_defect)
+
+
+def _check_engine(engine: Engine, address: str | None) -> None:
+    if address is not None and engine is not Engine.ray:
+        raise UsageError("--address is of a Ray cluster; add --engine ray")
+
+
+def _refuse(options: Mapping[str, object], why: str) -> None:
+    """Raises: UsageError: one of the options was given."""
+    if given := [name for name, value in options.items() if value]:
+        raise UsageError(f"{', '.join(given)}: not {why}")
+
+
+def _end_scan(summary: "ScanSummary", config: "ScanConfig | RayScanConfig", fail_on_defect: bool) -> None:
     console.report_scan(summary, config)
     if fail_on_defect and summary.all_verdicts["NG"]:
         raise typer.Exit(3)

@@ -60,6 +60,11 @@ class ScanConfig:
     watch: bool = False
 
     @property
+    def rows_place(self) -> str:
+        """Where the rows are, for people."""
+        return str(_rows_path(self, self.format))
+
+    @property
     def keeps_rows(self) -> bool:
         return self.resume or self.watch
 
