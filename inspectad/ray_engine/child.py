@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from inspectad.errors import InspectadError
 from inspectad.ray_engine.job import Found, Job
@@ -26,6 +26,10 @@ class DeadChildError(Exception):
     """The process ended without an answer; the text says how."""
 
 
+class FailedError(Exception):
+    """It raised what nobody expects; the text says what."""
+
+
 class Child:
     """The parent's end."""
 
@@ -34,7 +38,10 @@ class Child:
         # The same modules as here: Ray puts folders into sys.path that the environment does not name.
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         self._process = subprocess.Popen(
-            [sys.executable, "-m", __name__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
+            [sys.executable, "-c", f"from {__name__} import main; main()"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment,
         )
         try:
             self.note: str = self._ask((opened, job))
@@ -47,7 +54,7 @@ class Child:
             raise
 
     def inspect(self, names: Sequence[Name]) -> list[Found]:
-        """Raises: DeadChildError; and what inspecting raises."""
+        """Raises: DeadChildError, FailedError; InspectadError: what is not the images' fault."""
         found: list[Found] = self._ask(list(names))
         return found
 
@@ -103,20 +110,11 @@ def main() -> None:
                 answer: object = inspects.note
             else:
                 answer = inspects.inspect(question)
-        except Exception as error:
-            _send(answers, (True, error))
+        except InspectadError as error:
+            reply: tuple[bool, object] = True, error
+        except Exception as error:  # which may hold what cannot travel
+            reply = True, FailedError(f"{type(error).__name__}: {error}")
         else:
-            _send(answers, (False, answer))
-
-
-def _send(answers: IO[bytes], answer: object) -> None:
-    try:
-        data = pickle.dumps(answer)
-    except Exception as error:  # an exception that holds what cannot travel
-        data = pickle.dumps((True, RuntimeError(f"{type(error).__name__}: {error}")))
-    answers.write(data)
-    answers.flush()
-
-
-if __name__ == "__main__":
-    main()
+            reply = False, answer
+        pickle.dump(reply, answers)
+        answers.flush()

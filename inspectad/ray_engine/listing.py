@@ -8,6 +8,7 @@ import glob
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import PurePosixPath
 from typing import Final
@@ -120,7 +121,7 @@ def _walk_store(folder: Place, root: Place, output: Place) -> Iterator[Name]:
     waiting = [top]
     while waiting:
         here = waiting.pop()
-        entries = folder.asked(file_system.ls, here)  # with details
+        entries = folder.asked(partial(file_system.ls, detail=True), here)
         found = sorted((e["name"].rstrip("/"), e["type"] == "directory") for e in entries)
         if here != top and (f"{here}/{RESULTS_MARKER}", False) in found:
             continue  # an earlier scan's output

@@ -3,8 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Self
 
-from inspectad.errors import InspectadError
-from inspectad.ray_engine.child import Child, DeadChildError
+from inspectad.ray_engine.child import Child, DeadChildError, FailedError
 from inspectad.ray_engine.inspector import Inspector, Inspects, unreadable
 from inspectad.ray_engine.job import Found, Job
 from inspectad.ray_engine.listing import Name
@@ -25,22 +24,16 @@ class Supervised:
         """A row for each. Raises: InspectadError: what is not the images' fault."""
         try:
             return self._run(names)
-        except InspectadError:
-            raise
-        except Exception:
+        except (DeadChildError, FailedError):
             return [self._alone(name) for name in names]  # which of them it was
 
     def _alone(self, name: Name) -> Found:
         try:
-            (found,) = self._run([name])
-        except InspectadError:
-            raise
+            return self._run([name])[0]
         except DeadChildError as error:
             why = f"the process that decoded it died ({error}); look at this file"
-        except Exception as error:
-            why = f"inspecting it failed ({type(error).__name__}: {error}); look at this file"
-        else:
-            return found
+        except FailedError as error:
+            why = f"inspecting it failed ({error}); look at this file"
         return unreadable(name, " ".join(why.split()), self._model, self._job.kind)
 
     def _run(self, names: Sequence[Name]) -> list[Found]:
