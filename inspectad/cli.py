@@ -494,15 +494,20 @@ def accuracy(
     peer: Annotated[
         Path | None, typer.Option(help="A Python that has anomalib, to compare with its PatchCore on the same images.")
     ] = None,
+    engine: EngineOption = Engine.local,
+    address: AddressOption = None,
 ) -> None:
     """Train and measure over sets, numbers of images, draws and methods; the same command goes on after a stop.
 
+    With --engine ray each cell is a task of a Ray cluster, whose nodes must see the datasets under the same paths.
+
     inspectad benchmark accuracy ./bottle ./pill --shots 1,4,16,all
     """
+    _check_engine(engine, address)
     from inspectad.api import prepare_training
 
     prepare_training()
-    from inspectad.benchmark.accuracy import run_accuracy
+    from inspectad.benchmark.accuracy import run_accuracy, run_here
     from inspectad.benchmark.plan import AccuracyConfig, parse_defect_shots, parse_methods, parse_shots
     from inspectad.benchmark.show import cell_progress, report_accuracy
 
@@ -517,8 +522,16 @@ def accuracy(
         false_reject_rate=false_reject_rate,
         peer=peer,
     )
-    with cell_progress() as progress:
-        result = run_accuracy(config, progress, lambda: _Stop.signum is not None)
+    run_cells = run_here
+    with cell_progress() as progress, contextlib.ExitStack() as stack:
+        if engine is Engine.ray:
+            _refuse({"--peer": peer}, "on Ray: its Python is on this machine; run that comparison without --engine ray")
+            from inspectad.ray_engine.cells import run_cells_on_ray
+            from inspectad.ray_engine.session import session
+
+            stack.enter_context(session(address))
+            run_cells = run_cells_on_ray
+        result = run_accuracy(config, progress, lambda: _Stop.signum is not None, run_cells)
     report_accuracy(result)
     if result.report.failures:
         raise typer.Exit(1)

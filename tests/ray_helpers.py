@@ -38,7 +38,7 @@ class Slow(Inspector):
     """Takes its time, so that a node can be killed meanwhile."""
 
     def inspect(self, names: Sequence[bytes]) -> list[Found]:
-        time.sleep(0.5)
+        time.sleep(0.3)
         return super().inspect(names)
 
 

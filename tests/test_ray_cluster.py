@@ -1,6 +1,7 @@
 """``--engine ray`` on a cluster of three nodes on this machine: the rows of the local engine, exactly once."""
 
 import csv
+import dataclasses
 import json
 import logging
 import os
@@ -19,8 +20,15 @@ from moto.server import ThreadedMotoServer
 from pyarrow import parquet
 from ray.cluster_utils import Cluster
 from ray_helpers import BAD, Poisoned, Slow
+from typer.testing import CliRunner
 
+from inspectad.benchmark.cells import run_cell
+from inspectad.benchmark.datasets import read_datasets
+from inspectad.benchmark.plan import AccuracyConfig, plan
+from inspectad.benchmark.rows import Row, read_rows
+from inspectad.cli import app
 from inspectad.errors import InspectadError, OutputError
+from inspectad.progress import silent
 from inspectad.ray_engine import scan as ray_scan
 from inspectad.ray_engine.scan import RayScanConfig, scan_on_ray
 
@@ -149,7 +157,7 @@ def test_a_killed_nodes_images_are_done_again_and_once(
 ) -> None:
     images = tmp_path / "in"
     images.mkdir()
-    for i in range(96):
+    for i in range(64):
         (images / f"{i:03}.png").hardlink_to(trained.good / f"good_{i % 6}.png")
     monkeypatch.setattr(ray_scan, "CHUNK", 4)
     killed: list[int] = []
@@ -163,9 +171,9 @@ def test_a_killed_nodes_images_are_done_again_and_once(
     nodes.replace()
     rows = read_csv(*(tmp_path / "out" / "rows").glob("*.csv"))
     assert killed
-    assert killed[0] < 96
-    assert [row["image"] for row in rows] == [f"{i:03}.png" for i in range(96)]
-    assert summary.verdicts == {"OK": 96}
+    assert killed[0] < 64
+    assert [row["image"] for row in rows] == [f"{i:03}.png" for i in range(64)]
+    assert summary.verdicts == {"OK": 64}
 
 
 def test_poison_costs_one_row_and_resume_goes_on(nodes: Nodes, trained: Trained, line: Path, tmp_path: Path) -> None:
@@ -227,3 +235,24 @@ def _as_csv(row: dict[str, Any]) -> dict[str, str]:
     boxes = ";".join(" ".join(map(str, box)) for box in row["boxes"])
     cells = {**row, "boxes": boxes}
     return {k: "" if v is None else str(v) for k, v in cells.items() if k != "elapsed_ms"}
+
+
+def test_benchmark_accuracy_has_the_same_cells(nodes: Nodes, trained: Trained, tmp_path: Path) -> None:
+    few = ["--shots", "1,99", "--seeds", "1", "--size", "64", "--engine", "ray", "-o", str(tmp_path / "out")]
+    done = CliRunner().invoke(app, ["benchmark", "accuracy", str(trained.root), *few])
+    assert done.exit_code == 1, done.output  # there are no 99 good images
+    config = AccuracyConfig(datasets=(trained.root,), shots=("1", "99"), seeds=1, size_px=64)
+    datasets = read_datasets(config.datasets)
+    expected = [run_cell(cell, datasets[cell.dataset], config, None, silent) for cell in plan(config, datasets)]
+    rows = read_rows(tmp_path / "out" / "rows.csv")
+    assert [rows[row.cell].error for row in expected] == [row.error for row in expected]
+    assert [bool(row.error) for row in expected] == [False, True]
+    assert _figures(rows[expected[0].cell]) == _figures(expected[0])
+    lines = json.loads((tmp_path / "out" / "summary.json").read_text())["lines"]
+    assert [line["good_shots"] for line in lines] == ["1", "99"]
+
+
+def _figures(row: Row) -> dict[str, Any]:
+    assert row.figures is not None
+    found = dataclasses.asdict(row.figures)
+    return {k: pytest.approx(v, rel=1e-5, nan_ok=True) for k, v in found.items() if k not in ("fit_s", "images_per_s")}

@@ -4,6 +4,7 @@ import platform
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import pyarrow as pa
@@ -16,7 +17,7 @@ from inspectad.ray_engine.job import Found, Job
 from inspectad.ray_engine.listing import chunks, find_roots, walk
 from inspectad.ray_engine.place import Place
 from inspectad.ray_engine.session import check_version
-from inspectad.ray_engine.shards import FOLDER, Earlier, find_shards, read_shards
+from inspectad.ray_engine.shards import FOLDER, Earlier, find_shards, read_shards, row_name
 from inspectad.ray_engine.supervised import Supervised
 from inspectad.records import Verdict
 from inspectad.results import FORMATS, significant
@@ -105,13 +106,14 @@ def _earlier(asked: Preparation) -> Earlier:
 
 
 def list_entries(
-    entries: pa.Table, root: Place, output: Place, size: int, done: "ray.ObjectRef", tally: Any
+    entries: pa.Table, root: Place, output: Place, kind: str, size: int, done: "ray.ObjectRef", tally: Any
 ) -> Iterator[pa.Table]:
-    """Chunks of names, each a table of its own, as soon as it is full."""
+    """Chunks of names, each a table of its own, as soon as it is full. Args: done: `Earlier.images`."""
     finished: frozenset[str] = ray.get(done)
+    in_rows = partial(row_name, kind=kind)
     for entry in entries.to_pylist():
         names = walk(Place(entry["folder"]), root, output) if entry["folder"] else entry["names"]
-        for chunk in chunks(names, size, finished):
+        for chunk in chunks(names, size, finished, in_rows):
             tally.listed.remote(len(chunk))
             yield pa.table({"names": [chunk]}, schema=CHUNKS)
 

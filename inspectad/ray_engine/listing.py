@@ -6,7 +6,7 @@ chunks of a folder, as it is read.
 
 import glob
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -137,9 +137,11 @@ def _walk_store(folder: Place, root: Place, output: Place) -> Iterator[Name]:
         waiting += reversed(below)
 
 
-def chunks(names: Iterable[Name], size: int, done: frozenset[str] = frozenset()) -> Iterator[list[Name]]:
-    """Names in lists of a size, without those that are done."""
-    missing = (name for name in names if os.fsdecode(name) not in done)
+def chunks(
+    names: Iterable[Name], size: int, done: frozenset[str] = frozenset(), row_name: Callable[[str], str] = str
+) -> Iterator[list[Name]]:
+    """Names in lists of a size, without those that are done. Args: row_name: what rows call an image."""
+    missing = (name for name in names if row_name(os.fsdecode(name)) not in done)
     while chunk := list(islice(missing, size)):
         yield chunk
 

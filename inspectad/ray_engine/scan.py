@@ -189,7 +189,14 @@ def _run(
         "tally": tally,
         "opened": opened,
     }
-    listing = {"root": ready.root, "output": output, "size": workers.chunk, "done": done, "tally": tally}
+    listing = {
+        "root": ready.root,
+        "output": output,
+        "kind": config.format,
+        "size": workers.chunk,
+        "done": done,
+        "tally": tally,
+    }
     try:
         with _watched(tally, on_progress):
             _execute(entries, listing, constructor, workers, sink)

@@ -5,6 +5,7 @@ import logging
 import os
 import platform
 import signal
+import sys
 from collections.abc import Iterator
 from typing import Final
 
@@ -50,7 +51,8 @@ def session(address: str | None) -> Iterator[None]:
         _start(address)
     _be_quiet()
     try:
-        yield
+        with contextlib.redirect_stdout(sys.stderr):  # Ray prints what it has to say of lost nodes
+            yield
     finally:
         ray.shutdown()
 

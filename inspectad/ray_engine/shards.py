@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from uuid import uuid4
 
-from inspectad.errors import OutputError
+from inspectad.errors import OutputError, UnreadableImageError
 from inspectad.ray_engine.place import Place
 from inspectad.results import CSV_HEADER, FORMATS, parse_done
 
@@ -65,6 +65,11 @@ def _to_parquet(data: bytes) -> bytes:
 def stored_name(name: str) -> str:
     """The name as Parquet holds it, which has no room for bytes that are no UTF-8."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def row_name(name: str, kind: str) -> str:
+    """What an image is called in `Earlier`."""
+    return stored_name(name) if kind == "parquet" else name
 
 
 def _schema() -> "pyarrow.Schema":
@@ -122,7 +127,10 @@ def _read_shard(shard: Place, kind: str) -> tuple[set[str], Sequence[str], set[s
     if not shard.address.endswith(f".{kind}"):
         other = shard.address.rpartition(".")[2]
         raise OutputError(f"{shard}: its rows are {other}; give --format {other}, or another folder with -o")
-    data = shard.read()
+    try:
+        data = shard.read()
+    except UnreadableImageError as error:
+        raise OutputError(f"{shard}: {error}") from error
     if kind == "parquet":
         return _read_parquet(data, shard)
     done = parse_done(data, kind, Path(shard.address))
