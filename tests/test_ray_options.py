@@ -10,6 +10,7 @@ from pyarrow import parquet
 
 from inspectad.errors import InspectadError, OutputError, UsageError
 from inspectad.ray_engine.place import Place, absolute
+from inspectad.ray_engine.scan import workers_of_cluster
 from inspectad.ray_engine.session import check_version
 from inspectad.ray_engine.shards import encode_shard, read_shards, shard_name, stored_name
 from inspectad.records import Box, Inspection, Verdict
@@ -110,3 +111,30 @@ def test_rows_are_read_again_from_all_shards(tmp_path: Path, kind: str) -> None:
     shards[0].path.write_bytes(b"not ours\n")
     with pytest.raises(OutputError, match="not as"):
         read_shards(shards, kind)
+
+
+@pytest.mark.filterwarnings(r"ignore::DeprecationWarning:ray\.")  # of itself
+@pytest.mark.parametrize(
+    ("device", "nodes", "expected"),
+    [
+        ("auto", [{"CPU": 8.0}, {"CPU": 4.0}, {}], ("cpu", 12, 1, 0)),
+        ("cpu", [{"CPU": 8.0, "GPU": 2.0}], ("cpu", 8, 1, 0)),
+        ("auto", [{"CPU": 16.0, "GPU": 4.0}, {"CPU": 6.0, "GPU": 2.0}, {"CPU": 64.0}], ("auto", 6, 3, 1)),
+        ("tensorrt", [{"CPU": 2.0, "GPU": 4.0}], ("tensorrt", 4, 1, 1)),
+        ("cuda", [{"CPU": 8.0}], None),
+    ],
+)
+def test_workers_are_what_the_nodes_have(
+    device: str, nodes: list[dict[str, float]], expected: tuple[str, int, int, int] | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    import ray
+
+    found = [{"Alive": True, "Resources": n} for n in nodes] + [{"Alive": False, "Resources": {"CPU": 99.0}}]
+    monkeypatch.setattr(ray, "nodes", lambda: found)
+    if expected is None:
+        with pytest.raises(UsageError, match="no node of the cluster has a GPU"):
+            workers_of_cluster(device)
+        return
+    workers = workers_of_cluster(device)
+    assert (workers.device, workers.actors, workers.cpus, workers.gpus) == expected

@@ -127,7 +127,7 @@ class _Workers:
     chunk: int
 
 
-def _workers(device: str) -> _Workers:
+def workers_of_cluster(device: str) -> _Workers:
     """Raises: UsageError: a GPU where there is none."""
     import ray
 
@@ -152,7 +152,7 @@ def _run(
     from inspectad.ray_engine import actor
     from inspectad.ray_engine.sink import ShardSink
 
-    workers, output, run = _workers(config.device), Place(absolute(config.output)), run_id()
+    workers, output, run = workers_of_cluster(config.device), Place(absolute(config.output)), run_id()
     asked = actor.Preparation(
         images=tuple(absolute(image) for image in config.images),
         output=output,
