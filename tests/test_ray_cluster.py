@@ -13,6 +13,7 @@ from typing import Any
 
 import boto3
 import fsspec
+import pyarrow as pa
 import pytest
 import ray
 from conftest import RunCli, Trained
@@ -22,6 +23,7 @@ from ray.cluster_utils import Cluster
 from ray_helpers import BAD, Poisoned, Slow
 from typer.testing import CliRunner
 
+from inspectad import __version__
 from inspectad.benchmark.cells import run_cell
 from inspectad.benchmark.datasets import read_datasets
 from inspectad.benchmark.plan import AccuracyConfig, plan
@@ -30,6 +32,10 @@ from inspectad.cli import app
 from inspectad.errors import InspectadError, OutputError
 from inspectad.progress import silent
 from inspectad.ray_engine import scan as ray_scan
+from inspectad.ray_engine.actor import InspectChunks
+from inspectad.ray_engine.inspector import Inspector
+from inspectad.ray_engine.job import Job
+from inspectad.ray_engine.place import Place
 from inspectad.ray_engine.scan import RayScanConfig, scan_on_ray
 
 # Ray warns of itself.
@@ -193,6 +199,26 @@ def test_poison_costs_one_row_and_resume_goes_on(nodes: Nodes, trained: Trained,
     assert again.earlier == summary.verdicts
     later = _json(tmp_path / "out")
     assert sorted(r["image"] for r in later) == sorted([*(r["image"] for r in rows), *_names(images / "more", "more/")])
+
+
+def test_what_ends_a_job_says_which_node_and_what_to_do(nodes: Nodes, trained: Trained, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "heatmaps").write_bytes(b"")  # a file where a folder should be
+    with pytest.raises(OutputError, match=r"heatmaps.*cannot be written"):
+        scan_on_ray(config(trained.good, tmp_path / "out", trained, heatmaps="all"))
+    assert not (tmp_path / "out" / "rows").exists() or not list((tmp_path / "out" / "rows").iterdir())
+
+    def start(job: Job) -> None:
+        InspectChunks(__version__, "0" * 12, ray.put(job), None, Inspector)(pa.table({"names": [[b"a.png"]]}))
+
+    job = Job(
+        model=b"", device="cpu", workers=1, root=Place(str(trained.good)), output=Place(str(tmp_path)), marker="x",
+        kind="csv", heatmaps="", maps=False, threshold=None, tile=None,
+    )  # fmt: skip
+    with pytest.raises(InspectadError, match=r"the node \S+ does not see the output folder there; all nodes must"):
+        start(job)
+    with pytest.raises(InspectadError, match=r"the node \S+ does not see the images there; all nodes must"):
+        start(dataclasses.replace(job, root=Place("/no/such")))
 
 
 def _json(output: Path) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from pyarrow import parquet
 from inspectad.errors import InspectadError, OutputError, UsageError
 from inspectad.ray_engine.place import Place, absolute
 from inspectad.ray_engine.scan import workers_of_cluster
-from inspectad.ray_engine.session import check_version
+from inspectad.ray_engine.session import check_version, meaning
 from inspectad.ray_engine.shards import encode_shard, read_shards, shard_name, stored_name
 from inspectad.records import Box, Inspection, Verdict
 from inspectad.results import COLUMNS, format_row
@@ -61,6 +61,18 @@ def test_what_needs_ray_says_so(trained: Trained, run_cli: RunCli, tmp_path: Pat
 def test_a_node_with_another_version_is_named() -> None:
     with pytest.raises(InspectadError, match=r"has inspectad .*, this machine 99; install the same on all"):
         check_version("99")
+
+
+def test_what_an_error_of_a_task_means() -> None:
+    ours = OutputError("disk full")
+    wrapped = RuntimeError("a traceback")
+    wrapped.__cause__ = ours
+    assert meaning(wrapped) is ours
+    missing = meaning(RuntimeError("ModuleNotFoundError: No module named 'inspectad'"))
+    assert isinstance(missing, InspectadError)
+    assert "pip install 'inspectad[ray]' on each" in str(missing)
+    other = ValueError("a bug")
+    assert meaning(other) is other
 
 
 @pytest.mark.parametrize(
