@@ -97,6 +97,9 @@ def test_names_in_a_store_cannot_lead_out_of_the_output(stored: str) -> None:
     memory.store["/in/../../evil.png"] = memory.store["/in/a.png"]
     memory.store["/in/cam1/../../evil.png"] = memory.store["/in/a.png"]
     assert not any(".." in name for name in listed([stored], f"{stored}/out"))
+    for argument in ("cam1/../../evil.png", "*/../../evil.png"):
+        with pytest.raises(UsageError, match=r"with \.\. in it|no such file"):
+            listed([f"{stored}/a.png", f"{stored}/{argument}"], f"{stored}/out")
 
 
 @pytest.mark.parametrize(

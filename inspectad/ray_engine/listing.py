@@ -79,12 +79,15 @@ def _stored_matches(place: Place, output: Place) -> list[tuple[str, bool]]:
     """Paths in the store, each with whether it is a folder."""
     file_system, path = place.store
     if place.asked(file_system.exists, path):
-        return [(path, bool(place.asked(file_system.isdir, path)))]
-    found = sorted(place.asked(file_system.glob, path)) if glob.has_magic(path) else []
-    if output.is_url:
-        found = [f for f in found if f != output.store[1] and not _is_below(f, [output.store[1]])]
+        found = [path]
+    else:
+        found = sorted(place.asked(file_system.glob, path)) if glob.has_magic(path) else []
+        if output.is_url:
+            found = [f for f in found if f != output.store[1] and not _is_below(f, [output.store[1]])]
     if not found:
         raise UsageError(f"{place}: no such file or folder; check the spelling, the endpoint and the credentials")
+    if above := [f for f in found if ".." in f.split("/")]:  # in a store a name like others, in an output a way out
+        raise UsageError(f"{above[0]}: a name with .. in it; give images of other names")
     return [(f.rstrip("/"), bool(place.asked(file_system.isdir, f))) for f in found]
 
 

@@ -79,8 +79,8 @@ def scan_on_ray(
     """
     started = time.perf_counter()
     _check(config)
+    model = _Model(config)
     with session(config.address):
-        model = _Model(config)
         if tiled(config.tile, model.detector.manifest).tiling != model.detector.manifest.tiling:
             on_warning(UNCALIBRATED)
         try:
@@ -148,6 +148,7 @@ def _run(
     on_progress: Callable[[int, int, int], None],
 ) -> "tuple[Ready, Counts]":
     import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     from inspectad.ray_engine import actor
     from inspectad.ray_engine.sink import ShardSink
@@ -166,7 +167,8 @@ def _run(
     answers = ray.remote(num_returns="streaming", num_cpus=0)(actor.prepare).remote(__version__, asked)
     ready: Ready = ray.get(next(answers))
     done, *entries = answers  # names of images stay where they are
-    tally = ray.remote(num_cpus=0)(actor.Tally).remote()
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)  # it outlives other nodes
+    tally = ray.remote(num_cpus=0, scheduling_strategy=here)(actor.Tally).remote()
     marker = actor.job_marker(output, run)
     job = Job(
         model=model.data,
