@@ -80,11 +80,6 @@ def read_done(path: Path, kind: str) -> Done:
         data = path.read_bytes() if path.exists() else b""
     except OSError as error:
         raise output_error(path, error) from error
-    return parse_done(data, kind, path)
-
-
-def parse_done(data: bytes, kind: str, path: Path) -> Done:
-    """As `read_done`, of the file's bytes. Args: path: for messages."""
     images, models, thresholds, verdicts, end = set(), set(), set(), [], 0
     for record, after in _whole_records(data, kind, path):
         end = after
@@ -95,6 +90,14 @@ def parse_done(data: bytes, kind: str, path: Path) -> Done:
             if record["threshold"]:
                 thresholds.add(record["threshold"])
     return Done(frozenset(images), tuple(verdicts), frozenset(models), frozenset(thresholds), end)
+
+
+def read_records(data: bytes, kind: str, path: Path) -> Iterator[dict[str, str]]:
+    """The whole rows in the bytes of a results file, column to text. Args: path: for messages.
+
+    Raises: as `read_done`.
+    """
+    return (record for record, _ in _whole_records(data, kind, path) if record)
 
 
 def _whole_records(data: bytes, kind: str, path: Path) -> Iterator[tuple[dict[str, str], int]]:

@@ -1,6 +1,7 @@
 """Images that kill the process which decodes them: it is replaced, and they get a row that says so."""
 
 import csv
+import dataclasses
 import io
 import pickle
 import subprocess
@@ -111,6 +112,14 @@ def test_a_child_ends_with_its_parent(make_job: MakeJob, tmp_path: Path) -> None
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=120)
     assert done.returncode == -9
     assert int(done.stdout) > 0
+
+
+def test_settings_of_the_user_reach_the_child(make_job: MakeJob) -> None:
+    job = dataclasses.replace(make_job(), environment={"INSPECTAD_SOMETHING": "800"})
+    child = Child(Inspector, job)
+    environment = Path(f"/proc/{child._process.pid}/environ").read_bytes().split(b"\0")
+    child.close()
+    assert b"INSPECTAD_SOMETHING=800" in environment
 
 
 def test_the_child_is_gone_after_close(make_job: MakeJob) -> None:

@@ -36,7 +36,7 @@ class Child:
     def __init__(self, opened: "Callable[[Job], Inspects]", job: Job) -> None:
         """Args: opened: runs in the child. Raises: what it raises; InspectadError when the child dies of it."""
         # The same modules as here: Ray puts folders into sys.path that the environment does not name.
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        environment = {**os.environ, **job.environment, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         self._process = subprocess.Popen(
             [sys.executable, "-c", f"from {__name__} import main; main()"],
             stdin=subprocess.PIPE,

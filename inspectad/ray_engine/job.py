@@ -16,6 +16,7 @@ class Job:
         workers: threads that read and decode in one process.
         kind: format of the records.
         root: what the names of images are relative to.
+        environment: of the program that the user started, what concerns inspectad.
         marker: must be visible below ``output`` on every node, or the results would be spread over their disks.
     """
 
@@ -30,6 +31,7 @@ class Job:
     maps: bool
     threshold: float | None
     tile: int | str | None
+    environment: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

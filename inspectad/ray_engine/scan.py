@@ -1,6 +1,7 @@
 """``inspectad scan --engine ray``: the same scan as a Ray Data job, its rows in shards."""
 
 import contextlib
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -182,6 +183,7 @@ def _run(
         maps=config.maps,
         threshold=config.threshold,
         tile=config.tile,
+        environment={name: value for name, value in os.environ.items() if name.startswith("INSPECTAD_")},
     )
     sink = ShardSink(output, config.format, run, workers.chunk)
     constructor = {

@@ -14,7 +14,7 @@ from uuid import uuid4
 
 from inspectad.errors import OutputError, UnreadableImageError
 from inspectad.ray_engine.place import Place
-from inspectad.results import CSV_HEADER, FORMATS, parse_done
+from inspectad.results import CSV_HEADER, FORMATS, read_records
 
 if TYPE_CHECKING:
     import pyarrow
@@ -115,15 +115,18 @@ def read_shards(shards: Iterable[Place], kind: str) -> Earlier:
     """The rows of earlier jobs. Raises: OutputError: of another format, or not ours."""
     found = Earlier()
     with ThreadPoolExecutor(_READERS) as pool:
-        for images, verdicts, models, thresholds in pool.map(lambda s: _read_shard(s, kind), shards):
-            found.images |= images
-            found.verdicts.update(verdicts)
-            found.models |= models
-            found.thresholds |= thresholds
+        for rows in pool.map(lambda shard: _read_shard(shard, kind), shards):
+            for image, verdict, model, threshold in rows:
+                found.images.add(image)
+                found.verdicts[verdict] += 1
+                found.models.add(model)
+                if threshold:
+                    found.thresholds.add(threshold)
     return found
 
 
-def _read_shard(shard: Place, kind: str) -> tuple[set[str], Sequence[str], set[str], set[str]]:
+def _read_shard(shard: Place, kind: str) -> list[tuple[str, str, str, str]]:
+    """Image, verdict, model and threshold of each row."""
     if not shard.address.endswith(f".{kind}"):
         other = shard.address.rpartition(".")[2]
         raise OutputError(f"{shard}: its rows are {other}; give --format {other}, or another folder with -o")
@@ -133,11 +136,11 @@ def _read_shard(shard: Place, kind: str) -> tuple[set[str], Sequence[str], set[s
         raise OutputError(f"{shard}: {error}") from error
     if kind == "parquet":
         return _read_parquet(data, shard)
-    done = parse_done(data, kind, Path(shard.address))
-    return set(done.images), done.verdicts, set(done.models), set(done.thresholds)
+    records = read_records(data, kind, Path(shard.address))
+    return [(r["image"], r["verdict"], r["model"], r["threshold"]) for r in records]
 
 
-def _read_parquet(data: bytes, shard: Place) -> tuple[set[str], Sequence[str], set[str], set[str]]:
+def _read_parquet(data: bytes, shard: Place) -> list[tuple[str, str, str, str]]:
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -145,5 +148,5 @@ def _read_parquet(data: bytes, shard: Place) -> tuple[set[str], Sequence[str], s
         table = parquet.read_table(io.BytesIO(data), columns=["image", "verdict", "model", "threshold"])
     except (pa.ArrowException, OSError) as error:
         raise OutputError(f"{shard}: not as inspectad writes it; move it away, or choose another -o") from error
-    image, verdict, model, threshold = (column.to_pylist() for column in table.columns)
-    return set(image), verdict, set(model), {str(t) for t in threshold if t is not None}
+    columns = [column.to_pylist() for column in table.columns]
+    return [(i, v, m, "" if t is None else str(t)) for i, v, m, t in zip(*columns, strict=True)]
