@@ -12,7 +12,7 @@ import math
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import StrEnum
 from pathlib import Path
 from types import FrameType
@@ -27,6 +27,8 @@ from inspectad.image_limits import DEFAULT_MEGAPIXELS, VARIABLE, set_max_megapix
 if TYPE_CHECKING:
     from inspectad.detector import OnnxDetector
     from inspectad.network import Network
+    from inspectad.ray_engine.scan import RayScanConfig
+    from inspectad.scan import ScanConfig, ScanSummary
 
 app = typer.Typer(
     help="Find defects on a production line from a handful of good images.",
@@ -81,6 +83,14 @@ class RowFormat(StrEnum):
 
     csv = "csv"
     jsonl = "jsonl"
+    parquet = "parquet"
+
+
+class Engine(StrEnum):
+    """What runs a long job: this process, or a Ray cluster."""
+
+    local = "local"
+    ray = "ray"
 
 
 class Precision(StrEnum):
@@ -101,6 +111,14 @@ DeviceOption = Annotated[
 MaxMegapixelsOption = Annotated[
     float,
     typer.Option(envvar=VARIABLE, help="Larger images are refused by what their header says, before memory is taken."),
+]
+
+EngineOption = Annotated[
+    Engine, typer.Option("--engine", help="ray shares the work among the machines of a Ray cluster.")
+]
+AddressOption = Annotated[
+    str | None,
+    typer.Option(help="Of the Ray cluster: auto, or HOST:PORT of its head; without it Ray starts on this machine."),
 ]
 
 
@@ -256,8 +274,12 @@ class _ScanCommand(typer.core.TyperCommand):
 def scan(
     images: Annotated[list[str], typer.Argument(help="Folders (recursive), files, patterns, or - for paths on stdin.")],
     model: ModelOption = Path("model"),
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the results.")] = Path("results"),
-    format_: Annotated[RowFormat, typer.Option("--format", help="Format of the rows.")] = RowFormat.csv,
+    output: Annotated[str, typer.Option("-o", "--output", help="Folder for the results; with Ray, or a URL.")] = (
+        "results"
+    ),
+    format_: Annotated[
+        RowFormat, typer.Option("--format", help="Format of the rows; parquet with --engine ray.")
+    ] = RowFormat.csv,
     heatmaps: Annotated[
         Heatmaps | None,
         typer.Option("--heatmaps", help="Write an overlay for each image (all, also without a word), or for NG ones."),
@@ -283,24 +305,53 @@ def scan(
     ] = 0,
     workers: Annotated[int, typer.Option(min=0, max=256, help="Images worked on at a time; 0 chooses.")] = 0,
     max_megapixels: MaxMegapixelsOption = DEFAULT_MEGAPIXELS,
+    engine: EngineOption = Engine.local,
+    address: AddressOption = None,
 ) -> None:
     """Judge images: a row each in OUTPUT/results.csv, and the same rows on stdout when it is a pipe.
 
-    A new scan replaces the rows and heatmaps of the last one in OUTPUT.
+    A new scan replaces the rows and heatmaps of the last one in OUTPUT. With --engine ray the machines of a cluster
+    share the images, which may be URLs (s3://...); rows are shards in OUTPUT/rows, in any order, and not on stdout.
 
     inspectad scan ./line_images --heatmaps
     """
     set_max_megapixels(max_megapixels)
-    from inspectad.scan import ScanConfig
-    from inspectad.scan import scan as run
-
     if threshold is not None and not 0 < threshold < math.inf:
         raise UsageError(
             f"--threshold {threshold}: give a finite score above 0; 'inspectad info' shows the calibrated one"
         )
+    _check_engine(engine, address)
+    if engine is Engine.ray:
+        refused = {"--watch": watch, "--null": null, "--batch-size": batch_size, "--workers": workers}
+        _refuse(refused, "on Ray; it finds the images by itself and knows what its nodes have")
+        from inspectad.ray_engine.scan import RayScanConfig, scan_on_ray
+
+        shared = RayScanConfig(
+            images=tuple(images),
+            output=output,
+            model=model,
+            format=format_.value,
+            heatmaps=heatmaps.value if heatmaps else "",
+            maps=maps,
+            threshold=threshold,
+            tile=tile,
+            resume=resume,
+            device=device,
+            address=address,
+        )
+        with console.scan_progress() as progress:
+            summary = scan_on_ray(
+                shared, on_progress=progress.counted, on_warning=lambda sentence: console.warn([sentence])
+            )
+        _end_scan(summary, shared, fail_on_defect)
+        return
+    _refuse({"--format parquet": format_ is RowFormat.parquet}, "without --engine ray; say csv or jsonl")
+    from inspectad.scan import ScanConfig
+    from inspectad.scan import scan as run
+
     config = ScanConfig(
         images=tuple(images),
-        output=output,
+        output=Path(output),
         format=format_.value,
         heatmaps=heatmaps.value if heatmaps else "",
         maps=maps,
@@ -328,6 +379,21 @@ def scan(
         finally:
             if watch:  # it ends by a signal, without a summary
                 progress.say()
+    _end_scan(summary, config, fail_on_defect)
+
+
+def _check_engine(engine: Engine, address: str | None) -> None:
+    if address is not None and engine is not Engine.ray:
+        raise UsageError("--address is of a Ray cluster; add --engine ray")
+
+
+def _refuse(options: Mapping[str, object], why: str) -> None:
+    """Raises: UsageError: one of the options was given."""
+    if given := [name for name, value in options.items() if value]:
+        raise UsageError(f"{', '.join(given)}: not {why}")
+
+
+def _end_scan(summary: "ScanSummary", config: "ScanConfig | RayScanConfig", fail_on_defect: bool) -> None:
     console.report_scan(summary, config)
     if fail_on_defect and summary.all_verdicts["NG"]:
         raise typer.Exit(3)
@@ -460,16 +526,21 @@ def accuracy(
         Path | None, typer.Option(help="A Python that has anomalib, to compare with its PatchCore on the same images.")
     ] = None,
     max_megapixels: MaxMegapixelsOption = DEFAULT_MEGAPIXELS,
+    engine: EngineOption = Engine.local,
+    address: AddressOption = None,
 ) -> None:
     """Train and measure over sets, numbers of images, draws and methods; the same command goes on after a stop.
+
+    With --engine ray each cell is a task of a Ray cluster, whose nodes must see the datasets under the same paths.
 
     inspectad benchmark accuracy ./bottle ./pill --shots 1,4,16,all
     """
     set_max_megapixels(max_megapixels)
+    _check_engine(engine, address)
     from inspectad.api import prepare_training
 
     prepare_training()
-    from inspectad.benchmark.accuracy import run_accuracy
+    from inspectad.benchmark.accuracy import run_accuracy, run_here
     from inspectad.benchmark.plan import AccuracyConfig, parse_defect_shots, parse_methods, parse_shots
     from inspectad.benchmark.show import cell_progress, report_accuracy
 
@@ -484,8 +555,16 @@ def accuracy(
         false_reject_rate=false_reject_rate,
         peer=peer,
     )
-    with cell_progress() as progress:
-        result = run_accuracy(config, progress, lambda: _Stop.signum is not None)
+    run_cells = run_here
+    with cell_progress() as progress, contextlib.ExitStack() as stack:
+        if engine is Engine.ray:
+            _refuse({"--peer": peer}, "on Ray: its Python is on this machine; run that comparison without --engine ray")
+            from inspectad.ray_engine.cells import run_cells_on_ray
+            from inspectad.ray_engine.session import session
+
+            stack.enter_context(session(address))
+            run_cells = run_cells_on_ray
+        result = run_accuracy(config, progress, lambda: _Stop.signum is not None, run_cells)
     report_accuracy(result)
     if result.report.failures:
         raise typer.Exit(1)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # this module is loaded by --help, those are not
     from inspectad.doctor import Finding
     from inspectad.evaluate import Evaluation
     from inspectad.manifest import Manifest
+    from inspectad.ray_engine.scan import RayScanConfig
     from inspectad.records import Inspection
     from inspectad.scan import ScanConfig, ScanSummary
     from inspectad.training import TrainReport
@@ -84,10 +85,17 @@ class ScanProgress:
             self.bar.update(self.task, total=images)
 
     def row(self, row: Inspection) -> None:
-        self.images += 1
-        self.defects += row.verdict == "NG"
+        self._count(self.images + 1, self.defects + (row.verdict == "NG"))
+
+    def counted(self, found: int, images: int, defects: int) -> None:
+        """So many images were found, were inspected and are NG, as nodes of a cluster say."""
+        self.total(found)
+        self._count(images, defects)
+
+    def _count(self, images: int, defects: int) -> None:
+        self.images, self.defects = images, defects
         if self.bar is not None and self.task is not None:
-            self.bar.update(self.task, advance=1, rate=f"{self.rate:.1f} images/s", ng=f"{self.defects} NG")
+            self.bar.update(self.task, completed=images, rate=f"{self.rate:.1f} images/s", ng=f"{self.defects} NG")
         elif time.monotonic() - self.said > _QUIET_SECONDS:
             self.said = time.monotonic()
             self.say()
@@ -286,7 +294,7 @@ def findings_table(findings: list[Finding]) -> Table:
     return table
 
 
-def report_scan(summary: ScanSummary, config: ScanConfig) -> None:
+def report_scan(summary: ScanSummary, config: ScanConfig | RayScanConfig) -> None:
     """What ``scan`` says when it is done."""
     counts = summary.verdicts
     if earlier := summary.earlier:
@@ -301,9 +309,9 @@ def report_scan(summary: ScanSummary, config: ScanConfig) -> None:
         f"{summary.images} images in {summary.seconds:.1f} s ({speed:.1f} images/s): "
         f"[green]{counts['OK']} OK[/], [red]{counts['NG']} NG[/], [yellow]{counts['UNREADABLE']} UNREADABLE[/]"
     )
-    places = [f"{config.output / 'results'}.{config.format}"]
-    places += [str(config.output / "heatmaps")] if config.heatmaps else []
-    places += [str(config.output / "maps")] if config.maps else []
+    places = [config.rows_place]
+    places += [f"{config.output}/heatmaps"] if config.heatmaps else []
+    places += [f"{config.output}/maps"] if config.maps else []
     err.print(plain(f"wrote {', '.join(places)}"))
 
 

@@ -20,7 +20,7 @@ from inspectad.cores import lacks_vnni
 from inspectad.errors import InspectadError, ModelFileError, UsageError
 from inspectad.images import resize
 from inspectad.manifest import Manifest
-from inspectad.model_file import extract_manifest, onnx_path, read_model_bytes
+from inspectad.model_file import ONNX_NAME, extract_manifest, onnx_path, read_model_bytes
 from inspectad.onnx_file import check_self_contained, read_metadata
 from inspectad.records import ByteArray, FloatArray, Prediction, Verdict
 from inspectad.tiles import score_tiles
@@ -90,9 +90,15 @@ class OnnxDetector:
             ModelFileError: missing, damaged, foreign, or too new.
             UsageError: no such device name.
         """
-        (device,) = parse_devices(device)[:1]
         path = onnx_path(Path(model))
-        data = read_model_bytes(path)
+        return cls.from_bytes(read_model_bytes(path), device, threads, path, spins=spins)
+
+    @classmethod
+    def from_bytes(
+        cls, data: bytes, device: str = "auto", threads: int = 0, path: Path = Path(ONNX_NAME), *, spins: bool = False
+    ) -> Self:
+        """As `load`, of what `read_model_bytes` read. Args: path: where it was, for messages."""
+        (device,) = parse_devices(device)[:1]
         try:
             manifest = extract_manifest(read_metadata(data), data)
             check_self_contained(data)  # all of this before the runtime, which is native code, sees the file

@@ -37,14 +37,19 @@ def find_images(folder: Path, *exclude: Path) -> list[ImageFile]:
     images), and so are the folders ``exclude`` and the output
     folders of earlier scans, so that results inside the input never become input.
     """
+    return sorted(walk_images(folder, *exclude), key=lambda f: f.name)
+
+
+def walk_images(folder: Path, *exclude: Path) -> Iterator[ImageFile]:
+    """The same files, each as soon as it is found, folder by folder. Raises, at the first: UsageError."""
     if not folder.exists():
         raise UsageError(f"{folder}: no such folder; check the spelling, or give the full path")
     if not folder.is_dir():
         raise UsageError(f"{folder}: is a file; give the folder that holds the images")
     if folder.resolve() in [e.resolve() for e in exclude]:
         raise UsageError(f"{folder}: is both input and output; choose another output folder with -o")
-    found = (ImageFile(p, p.relative_to(folder).as_posix()) for p in _walk(folder, exclude))
-    return sorted(found, key=lambda f: f.name)
+    for path in _walk(folder, exclude):
+        yield ImageFile(path, path.relative_to(folder).as_posix())
 
 
 def is_image_name(name: str) -> bool:
@@ -138,7 +143,7 @@ def expand_arguments(arguments: Iterable[str], exclude: Path | None = None) -> l
     Raises:
         UsageError: an argument is neither a file nor a folder and matches nothing.
     """
-    paths = [path for argument in arguments for path in _matches(argument, exclude)]
+    paths = [path for argument in arguments for path in matches(argument, exclude)]
     excluded = [] if exclude is None else [exclude]
     if len(paths) == 1 and paths[0].is_dir():
         return find_images(paths[0], *excluded)
@@ -151,7 +156,7 @@ def expand_arguments(arguments: Iterable[str], exclude: Path | None = None) -> l
     return list(files.values())
 
 
-def _matches(argument: str, exclude: Path | None) -> list[Path]:
+def matches(argument: str, exclude: Path | None) -> list[Path]:
     """The file or folder of that name; else what the pattern matches, but for our own output."""
     if os.path.lexists(argument):
         return [Path(argument)]

@@ -4,6 +4,7 @@ import hashlib
 import math
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -50,15 +51,24 @@ class Judge:
     """From score and map to verdict, regions, files and row."""
 
     def __init__(
-        self, detector: OnnxDetector, output: Path, threshold: float | None, *, heatmaps: str = "", maps: bool = False
+        self,
+        detector: OnnxDetector,
+        output: Path,
+        threshold: float | None,
+        *,
+        heatmaps: str = "",
+        maps: bool = False,
+        write: Callable[[Path, bytes], None] | None = None,
     ) -> None:
         """Args: threshold: replaces the calibrated one; the map threshold is scaled with it. heatmaps: ``all``, or
-        ``ng`` for those of NG images alone; "" for none."""
+        ``ng`` for those of NG images alone; "" for none. write: puts a picture where it belongs, if that is no
+        folder here."""
         self._calibration = detector.manifest.calibration
         self._model = detector.digest[:12]
         self._output = output
         self._heatmaps = heatmaps
         self._maps = maps
+        self._write = write or self._write_inside
         self.threshold = self._calibration.threshold if threshold is None else threshold
         self._map_threshold = self._calibration.map_threshold * self.threshold / self._calibration.threshold
 
@@ -94,7 +104,7 @@ class Judge:
             model=self._model,
         )
 
-    def _write(self, path: Path, data: bytes) -> None:
+    def _write_inside(self, path: Path, data: bytes) -> None:
         check_stays_inside(self._output, path.parent)  # the file itself is replaced, be it a link
         write_atomically(path, data)
 

@@ -77,6 +77,9 @@ class Scored:
     anomaly_map: FloatArray
 
 
+Read = Callable[[ImageFile], bytes]
+"""The bytes of an image's file. Raises: UnreadableImageError."""
+
 Finish = Callable[["Prepared", Scored | None], Inspection]
 """From a decoded image and what the network said of it (None: it could not be read) to its row; runs in a worker, or
 in the thread that asks for the rows."""
@@ -84,21 +87,32 @@ in the thread that asks for the rows."""
 _Row = tuple[Prepared, Inspection]
 
 
+def _read(file: ImageFile) -> bytes:
+    return read_file(file.path)
+
+
 def inspect_files(
-    files: Iterator[ImageFile], manifest: Manifest, network: Network, finish: Finish, *, workers: int = 0
+    files: Iterator[ImageFile],
+    manifest: Manifest,
+    network: Network,
+    finish: Finish,
+    *,
+    workers: int = 0,
+    read: Read = _read,
 ) -> Generator[_Row, None, None]:
     """Rows in the order of the files, each as soon as it and all before it are known.
 
     Args:
         manifest: of the model that the network is of.
         workers: threads; 0 for one a core, and those that keep a GPU busy.
+        read: where the files are not on a disk.
     Raises:
         InspectadError: no thread can be started; `_MOST_FAILURES` images in a row failed, or so many files cannot be
             read that the drive must be gone. What ``files`` and ``finish`` raise of it.
     """
     workers = workers or workers_for(network)
     tiles = None if manifest.tiling is None else ThreadPoolExecutor(workers, thread_name_prefix="inspectad-tile")
-    pipeline = Pipeline(manifest, network, finish, workers, tiles)
+    pipeline = Pipeline(manifest, network, finish, workers, tiles, read)
     with opencv_threads(workers):
         try:
             yield from pipeline.rows(files)
@@ -142,12 +156,12 @@ class _Job:
         self._reading = False
         self._given_up = False
 
-    def read(self) -> bytes:
+    def read(self, read: Read) -> bytes:
         """The file. Raises: UnreadableImageError; _TooLateError."""
         self.started = time.perf_counter()
         self._reading = True
         try:
-            return read_file(self.file.path)
+            return read(self.file)
         finally:
             with self._lock:
                 self._reading = False
@@ -172,6 +186,7 @@ class Pipeline:
         finish: Finish,
         workers: int,
         tiles: ThreadPoolExecutor | None = None,
+        read: Read = _read,
     ) -> None:
         """Args: tiles: where the tiles of an image are scored, many at a time, if the model sees tiles: there may be
         few images in memory at a time, and they take long."""
@@ -179,6 +194,7 @@ class Pipeline:
         self._network = network
         self._finish = finish
         self._tiles = tiles
+        self._read = read
         self._budget = Budget(_IN_FLIGHT_BYTES)
         self._stopped = threading.Event()
         self._ahead: queue.Queue[_Job | BaseException | None] = queue.Queue(_WAITING * workers)
@@ -330,7 +346,7 @@ class Pipeline:
     def _load(self, job: _Job) -> tuple[Prepared, LoadedImage | None]:
         """Whatever is wrong with the image becomes its error."""
         try:
-            data = job.read()
+            data = job.read(self._read)
             size_hw = None if self._manifest.tiling else self._manifest.input_size_hw
             loaded = load_image(data, size_hw, self._manifest.full_scale)
         except UnreadableImageError as error:

@@ -95,6 +95,14 @@ def read_names(path: Path, kind: str) -> Iterator[str]:
     return (record["image"] for record, _ in _whole_records(path, kind) if record)
 
 
+def read_records(data: bytes, kind: str, path: Path) -> Iterator[dict[str, str]]:
+    """The whole rows in the bytes of a results file, column to text. Args: path: for messages.
+
+    Raises: as `read_done`.
+    """
+    return (record for record, _ in _records_of(io.BytesIO(data), kind, path) if record)
+
+
 def _whole_records(path: Path, kind: str) -> Iterator[tuple[dict[str, str], int]]:
     """Records and the offset behind each, read as they are asked for: a file of months has gigabytes.
 

@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO, Final
@@ -27,10 +27,12 @@ from inspectad.results import CSV_HEADER, FORMATS, Done, RowWriter, format_row, 
 from inspectad.tiles import AUTO, parse_tile, seen_aspect, tile_for
 
 _GIVE_BACK_IMAGES: Final = 500
-_UNCALIBRATED: Final = (
+UNCALIBRATED: Final = (
     "a score is that of the worst of an image's tiles, and the threshold was not calibrated for these: expect more "
     "false rejects; train with --tile, or find a --threshold by good images"
 )
+
+MOST_NAMED: Final = 1000  # images of another aspect ratio that are remembered
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +63,11 @@ class ScanConfig:
     resume: bool = False
     null: bool = False
     watch: bool = False
+
+    @property
+    def rows_place(self) -> str:
+        """Where the rows are, for people."""
+        return str(_rows_path(self, self.format))
 
     @property
     def keeps_rows(self) -> bool:
@@ -133,7 +140,7 @@ def _scan(
 ) -> ScanSummary:
     started = time.perf_counter()
     kind = config.format
-    manifest = _tiled(config, detector.manifest)
+    manifest = tiled(config.tile, detector.manifest)
     judge = Judge(detector, config.output, config.threshold, heatmaps=config.heatmaps, maps=config.maps)
     for rows_path in (_rows_path(config, name) for name in FORMATS):
         check_stays_inside(config.output, rows_path)  # it is read, emptied and written on
@@ -141,9 +148,9 @@ def _scan(
     summary = ScanSummary(earlier=done.verdicts)
     files = _images_to_come(config, done, on_warning) if config.watch else _images_to_scan(config, on_total, done)
     _remove_temporary(config.output)
-    write_atomically(config.output / RESULTS_MARKER, _tile_note(config, detector))
+    write_atomically(config.output / RESULTS_MARKER, tile_note(config.tile, detector.manifest))
     if manifest.tiling != detector.manifest.tiling:
-        on_warning(_UNCALIBRATED)
+        on_warning(UNCALIBRATED)
     _clear(config)  # not before the images were found: a misspelt name must not cost the last results
     with RowWriter(_rows_path(config, kind), kind, done.whole_bytes) as writer, contextlib.ExitStack() as stack:
         if stream is not None and kind == "csv":
@@ -168,13 +175,15 @@ def _scan(
                 give_back()
     summary.seconds = time.perf_counter() - started
     if not summary.all_verdicts:
-        raise InspectadError("no image was named on standard input" if "-" in config.images else _no_images(config))
+        raise InspectadError(
+            "no image was named on standard input" if "-" in config.images else no_images(config.images)
+        )
     return summary
 
 
-def _tiled(config: ScanConfig, manifest: Manifest) -> Manifest:
+def tiled(wanted: int | str | None, manifest: Manifest) -> Manifest:
     """The model's manifest, with the tiles that were asked for. Raises: UsageError."""
-    tile = parse_tile(config.tile)
+    tile = parse_tile(wanted)
     if tile is None or tile == AUTO:
         return manifest
     if manifest.tiling is not None and tile == max(manifest.tiling.tile_hw):
@@ -182,14 +191,15 @@ def _tiled(config: ScanConfig, manifest: Manifest) -> Manifest:
     return replace(manifest, tiling=tile_for(int(tile), manifest.input_size_hw))
 
 
-def _tile_note(config: ScanConfig, detector: OnnxDetector) -> bytes:
+def tile_note(tile: int | str | None, manifest: Manifest) -> bytes:
     """What the marker of the results says of tiles: nothing where they are those of the model."""
-    tiling = _tiled(config, detector.manifest).tiling
-    return b"" if tiling == detector.manifest.tiling else f"{tiling}\n".encode()
+    tiling = tiled(tile, manifest).tiling
+    return b"" if tiling == manifest.tiling else f"{tiling}\n".encode()
 
 
-def _no_images(config: ScanConfig) -> str:
-    return f"{', '.join(config.images)}: no images in there (looked for .png, .jpg, .bmp, .tif, .webp and the like)"
+def no_images(images: Sequence[str]) -> str:
+    """What is said where nothing was found."""
+    return f"{', '.join(images)}: no images in there (looked for .png, .jpg, .bmp, .tif, .webp and the like)"
 
 
 def _images_to_scan(config: ScanConfig, on_total: Callable[[int], None], done: Done) -> Iterator[ImageFile]:
@@ -204,7 +214,7 @@ def _images_to_scan(config: ScanConfig, on_total: Callable[[int], None], done: D
     else:
         found = expand_arguments(config.images, exclude=config.output)
         if not found:
-            raise InspectadError(_no_images(config))
+            raise InspectadError(no_images(config.images))
         on_total(sum(f.name not in done.images for f in found))
         listed = _let_go(found)
     return (file for file in listed if file.name not in done.images)
@@ -236,7 +246,7 @@ def _already_done(config: ScanConfig, detector: OnnxDetector, threshold: float) 
         return Done()
     earlier = read_done(path, config.format)
     marker = config.output / RESULTS_MARKER
-    if earlier.images and marker.is_file() and marker.read_bytes() != _tile_note(config, detector):
+    if earlier.images and marker.is_file() and marker.read_bytes() != tile_note(config.tile, detector.manifest):
         raise OutputError(
             f"{path}: its rows were made with other tiles; give the same --tile, or another folder with -o"
         )
@@ -302,11 +312,16 @@ def _rows_path(config: ScanConfig, kind: str) -> Path:
 
 
 def _note_aspect(summary: ScanSummary, manifest: Manifest, prepared: Prepared) -> None:
+    if is_distorted(prepared, manifest) and len(summary.odd_aspect) < MOST_NAMED:
+        summary.odd_aspect.append(prepared.file.name)
+
+
+def is_distorted(prepared: Prepared, manifest: Manifest) -> bool:
+    """Whether the image has another aspect ratio than the training images."""
     low, high = manifest.aspect_range
-    if prepared.source_hw[0]:
-        aspect = seen_aspect(prepared.source_hw, manifest.tiling)
-        if not low / 1.1 <= aspect <= high * 1.1 and len(summary.odd_aspect) < 1000:
-            summary.odd_aspect.append(prepared.file.name)
+    if not prepared.source_hw[0]:
+        return False
+    return not low / 1.1 <= seen_aspect(prepared.source_hw, manifest.tiling) <= high * 1.1
 
 
 def _send(stream: BinaryIO, record: bytes) -> None:

@@ -10,7 +10,8 @@ import pytest
 import inspectad
 
 TRAIN_ONLY = ("torch", "torchvision", "onnx", "onnxscript", "safetensors", "scipy", "timm", "sklearn", "sympy")
-HEAVY = (*TRAIN_ONLY, "onnxruntime", "cv2", "numpy")
+RAY_ONLY = ("ray", "pyarrow", "fsspec", "pandas", "s3fs")
+HEAVY = (*TRAIN_ONLY, *RAY_ONLY, "onnxruntime", "cv2", "numpy")
 VERBS = ("train", "scan", "export", "explain", "evaluate", "benchmark", "info", "demo", "doctor")
 
 HIDE = f"""
@@ -79,6 +80,13 @@ def test_what_the_package_offers_is_importable_on_first_use() -> None:
 def test_the_hidden_packages_are_really_hidden(line_pc: dict[str, str], run_cli) -> None:
     done = run_cli("doctor", env=line_pc)
     assert "without torch, torchvision, onnx" in " ".join(done.stdout.split())
+
+
+def test_scan_here_loads_nothing_of_ray(trained, tmp_path: Path) -> None:
+    arguments = ["scan", str(trained.good), "-m", str(trained.model), "-o", str(tmp_path / "r"), "--heatmaps"]
+    loaded = modules_after(f"from inspectad.cli import app\napp({arguments!r}, standalone_mode=False)")
+    assert "onnxruntime" in loaded
+    assert not loaded & {*TRAIN_ONLY, *RAY_ONLY}
 
 
 def test_scan_needs_nothing_of_train(trained, run_cli, tmp_path: Path, line_pc: dict[str, str]) -> None:

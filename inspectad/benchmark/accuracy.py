@@ -2,7 +2,8 @@
 
 import os
 import platform
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -10,8 +11,8 @@ from typing import Protocol
 from inspectad import __version__
 from inspectad.atomic import write_together
 from inspectad.benchmark.cells import run_cell, warm_up
-from inspectad.benchmark.datasets import read_datasets
-from inspectad.benchmark.peer_process import find_peer
+from inspectad.benchmark.datasets import Dataset, read_datasets
+from inspectad.benchmark.peer_process import Peer, find_peer
 from inspectad.benchmark.plan import PEER, AccuracyConfig, plan
 from inspectad.benchmark.report import Report, make_report, to_json
 from inspectad.benchmark.rows import Cell, Row, put_row, read_rows
@@ -31,8 +32,8 @@ class Watcher(Protocol):
     def cell(self, cell: Cell) -> None:
         """This one begins."""
 
-    def row(self, row: Row) -> None:
-        """It is done, and on disk."""
+    def row(self, row: Row, seconds: float) -> None:
+        """It is done, in so many seconds, and on disk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,28 @@ class AccuracyResult:
     files: tuple[Path, ...]
 
 
-def run_accuracy(config: AccuracyConfig, watcher: Watcher, stopped: Callable[[], bool]) -> AccuracyResult:
+RunCells = Callable[
+    [Sequence[Cell], Mapping[str, Dataset], AccuracyConfig, Peer | None, Watcher], Iterator[tuple[Row, float]]
+]
+"""Measures cells, in any order: each row, as soon as it is known, and how many seconds it took."""
+
+
+def run_here(
+    cells: Sequence[Cell], datasets: Mapping[str, Dataset], config: AccuracyConfig, peer: Peer | None, watcher: Watcher
+) -> Iterator[tuple[Row, float]]:
+    """One after the other, in this process."""
+    if any(cell.method != PEER for cell in cells):
+        warm_up()
+    for cell in cells:
+        watcher.cell(cell)
+        started = time.monotonic()
+        row = run_cell(cell, datasets[cell.dataset], config, peer, watcher.step)
+        yield row, time.monotonic() - started
+
+
+def run_accuracy(
+    config: AccuracyConfig, watcher: Watcher, stopped: Callable[[], bool], run_cells: RunCells = run_here
+) -> AccuracyResult:
     """Measure all cells that ``rows.csv`` in the output folder does not hold yet, and write the tables.
 
     Args: stopped: whether the user asked to stop: libraries turn the interruption into errors of their own, which
@@ -73,18 +95,14 @@ def run_accuracy(config: AccuracyConfig, watcher: Watcher, stopped: Callable[[],
     done = {cell: row for cell, row in read_rows(path).items() if row.figures is not None}
     watcher.start(len(cells), sum(cell in done for cell in cells))
     missing = [cell for cell in cells if cell not in done]
-    if any(cell.method != PEER for cell in missing):
-        warm_up()
-    for cell in missing:
-        watcher.cell(cell)
-        row = run_cell(cell, datasets[cell.dataset], config, peer, watcher.step)
+    for row, seconds in run_cells(missing, datasets, config, peer, watcher):
         if stopped():
             raise KeyboardInterrupt
         put_row(path, row)
-        done[cell] = row
-        watcher.row(row)
+        done[row.cell] = row
+        watcher.row(row, seconds)
     rows = tuple(done[cell] for cell in cells)
-    report = make_report(rows, _settings(config, peer.version if peer else ""))
+    report = make_report(rows, _settings(config, peer.version if peer else "", on_ray=run_cells is not run_here))
     markdown = to_markdown(report)
     encoded = {"summary.json": to_json(report).encode(), "summary.md": markdown.encode("utf-8", "surrogateescape")}
     files = {config.output / name: data for name, data in encoded.items()}
@@ -92,13 +110,14 @@ def run_accuracy(config: AccuracyConfig, watcher: Watcher, stopped: Callable[[],
     return AccuracyResult(rows, report, markdown, (path, *files))
 
 
-def _settings(config: AccuracyConfig, peer_version: str) -> dict[str, str]:
+def _settings(config: AccuracyConfig, peer_version: str, *, on_ray: bool) -> dict[str, str]:
     import onnxruntime
     import torch
 
     return {
         "inspectad": __version__,
         **({"beside": peer_version} if peer_version else {}),
+        **({"engine": "Ray; times are of one core of a node"} if on_ray else {}),
         "size": "auto" if config.size_px is None else f"{config.size_px} px",
         "asked false-reject rate": f"{config.false_reject_rate:g}",
         "system": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",

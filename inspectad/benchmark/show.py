@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rich.markup import escape
@@ -28,7 +27,6 @@ class CellProgress:
 
     bar: Progress | None
     task: TaskID | None = None
-    started: float = field(default_factory=time.monotonic)
     number: int = 0
     cells: int = 0
     name: str = ""
@@ -41,7 +39,7 @@ class CellProgress:
             self.task = self.bar.add_task("", total=cells, completed=done)
 
     def cell(self, cell: Cell) -> None:
-        self.started, self.name = time.monotonic(), console.printable(str(cell))
+        self.name = console.printable(str(cell))
         self.step("", 0, 1)
 
     def step(self, text: str, done: int, total: int, detail: str = "", /) -> None:
@@ -49,12 +47,11 @@ class CellProgress:
             share = (f" {done}/{total}" if total > 1 else "") + (f", {detail}" if detail else "")
             self.bar.update(self.task, description=escape(f"{self.name}: {text}{share}" if text else self.name))
 
-    def row(self, row: Row) -> None:
+    def row(self, row: Row, seconds: float) -> None:
         self.number += 1
         if self.bar is not None and self.task is not None:
             self.bar.update(self.task, completed=self.number)
-        seconds = time.monotonic() - self.started
-        place = f"{self.number} of {self.cells}: {escape(self.name)}"
+        place = f"{self.number} of {self.cells}: {escape(console.printable(str(row.cell)))}"
         if row.figures is None:
             console.err.print(f"{place}: [bold red]failed[/], {console.plain(row.error)}")
         else:
