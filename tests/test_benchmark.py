@@ -179,7 +179,7 @@ class Silent:
 
     def cell(self, cell: Cell) -> None: ...
 
-    def row(self, row: Row) -> None:
+    def row(self, row: Row, seconds: float) -> None:
         self.rows.append(row)
 
 

@@ -236,8 +236,8 @@ def test_s3_in_and_out_as_parquet_by_the_command_line(
     for file in (p for p in line.rglob("*") if p.is_file()):
         s3.put_object(Bucket="line", Key=f"day/{file.relative_to(line).as_posix()}", Body=file.read_bytes())
     arguments = ("scan", "s3://line/day", "-o", "s3://line/day/out", "-m", trained.model, "--heatmaps", "ng")
-    ray_options = ("--engine", "ray", "--address", nodes.cluster.address, "--format", "parquet")
-    done = run_cli(*arguments, *ray_options)
+    ray_options = ("--engine", "ray", "--format", "parquet")
+    done = run_cli(*arguments, *ray_options, "--address", nodes.cluster.address)
     assert done.returncode == 4, done.stderr
     assert done.stdout == ""
     assert "26 images in" in done.stderr
@@ -251,10 +251,12 @@ def test_s3_in_and_out_as_parquet_by_the_command_line(
     drawn = {k.removeprefix("day/out/heatmaps/") for k in keys if "/heatmaps/" in k}
     assert drawn == {f"{row['image']}.png" for row in reference if row["verdict"] == "NG"}
 
-    again = run_cli(*arguments, *ray_options, "--resume", "--fail-on-defect")  # its own results are no input
+    # By a Ray of its own on this machine; results are no input.
+    again = run_cli(*arguments, *ray_options, "--resume", "--fail-on-defect")
     assert again.returncode == 3, again.stderr
     assert "26 rows were there already" in again.stderr
     assert "0 images in" in again.stderr
+    assert [line for line in (done.stderr + again.stderr).splitlines() if "ray" in line.lower()] == []  # it is quiet
 
 
 def _as_csv(row: dict[str, Any]) -> dict[str, str]:

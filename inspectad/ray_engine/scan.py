@@ -221,6 +221,7 @@ def _execute(
     # A block for each row: a chunk of names is what a task gets, however long the names are, and goes on as soon as it
     # is listed. Also, a task that is run again gives blocks that are cut in the same places.
     context.target_max_block_size = 1
+    context.raise_original_map_exception = True  # whose class and text `meaning` looks for
     # Tasks that wait for disks and stores, mostly; with a processor each they could wait for ever behind the actors.
     (
         ray.data.from_arrow_refs(entries)
