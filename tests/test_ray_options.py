@@ -32,6 +32,7 @@ ROWS = (
         (["--workers", "3", "--batch-size", "2"], "--batch-size, --workers: not on Ray"),
         (["--device", "cuda:1"], "Ray gives each worker a GPU"),
         (["--address", "ray://head:10001"], "give auto or HOST:PORT"),
+        (["--address", "head"], "give auto or HOST:PORT"),
     ],
 )
 def test_what_makes_no_sense_on_ray_is_refused(
@@ -48,6 +49,8 @@ def test_what_needs_ray_says_so(trained: Trained, run_cli: RunCli, tmp_path: Pat
     assert "add --engine ray" in run_cli(*scan, "--address", "auto").stderr
     assert "--format parquet: not without --engine ray" in run_cli(*scan, "--format", "parquet").stderr
     assert "name folders or URLs instead of -" in run_cli("scan", "-", "--engine", "ray").stderr
+    nobody = run_cli(*scan, "--engine", "ray", "--address", "127.0.0.1:9")
+    assert (nobody.returncode, "127.0.0.1:9: nobody answers there" in nobody.stderr) == (1, True)
     peer = run_cli("benchmark", "accuracy", trained.root, "--engine", "ray", "--peer", "python")
     assert (peer.returncode, "--peer: not on Ray" in peer.stderr) == (2, True)
     (tmp_path / "site").mkdir()

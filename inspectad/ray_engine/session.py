@@ -5,6 +5,7 @@ import logging
 import os
 import platform
 import signal
+import socket
 import sys
 from collections.abc import Iterator
 from typing import Final
@@ -15,6 +16,7 @@ from inspectad.errors import InspectadError, MissingDependencyError, UsageError
 
 _STORE_BYTES: Final = 512 * 2**20
 """For what is on its way between tasks on this machine: the model, names and rows; images never are."""
+_CONNECT_S: Final = 10.0
 _NOT_THERE: Final = "the nodes of the cluster need what this machine has: pip install 'inspectad[ray]' on each"
 
 
@@ -26,11 +28,8 @@ def session(address: str | None) -> Iterator[None]:
 
     Raises: MissingDependencyError, UsageError, InspectadError.
     """
-    if address is not None and "://" in address:
-        raise UsageError(
-            f"--address {address}: give auto or HOST:PORT, on a machine of the cluster (or as 'ray job submit' does); "
-            "Ray Data does not run through a Ray client"
-        )
+    if address not in (None, "auto"):
+        _check_reachable(address)
     # Nothing is sent home from a factory; and C++ log lines are no messages for our users.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
@@ -55,6 +54,22 @@ def session(address: str | None) -> Iterator[None]:
             yield
     finally:
         ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Ray itself would try for minutes. Raises: UsageError, InspectadError."""
+    host, _, port = address.rpartition(":")
+    if "/" in host or not host or not port.isdecimal():
+        raise UsageError(
+            f"--address {address}: give auto or HOST:PORT, on a machine of the cluster (or as 'ray job submit' does); "
+            "Ray Data does not run through a Ray client"
+        )
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S).close()
+    except (OSError, OverflowError) as error:
+        raise InspectadError(
+            f"--address {address}: nobody answers there ({error}); 'ray start --head' says the address of a cluster"
+        ) from error
 
 
 def _start(address: str | None) -> None:
