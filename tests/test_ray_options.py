@@ -9,6 +9,7 @@ from conftest import RunCli, Trained
 from pyarrow import parquet
 
 from inspectad.errors import InspectadError, OutputError, UsageError
+from inspectad.lock import locked
 from inspectad.ray_engine.place import Place, absolute
 from inspectad.ray_engine.scan import workers_of_cluster
 from inspectad.ray_engine.session import check_version, meaning
@@ -58,6 +59,14 @@ def test_what_needs_ray_says_so(trained: Trained, run_cli: RunCli, tmp_path: Pat
     without = run_cli(*scan, "--engine", "ray", env={"PYTHONPATH": str(tmp_path / "site")})
     assert without.returncode == 1
     assert "pip install 'inspectad[ray]'" in without.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_output_that_another_scan_writes_to_is_refused(trained: Trained, run_cli: RunCli, tmp_path: Path) -> None:
+    with locked(tmp_path / "out"):
+        done = run_cli("scan", trained.good, "-m", trained.model, "-o", tmp_path / "out", "--engine", "ray")
+    assert done.returncode == 1
+    assert "another inspectad is writing there" in done.stderr
     assert not (tmp_path / "out").exists()
 
 

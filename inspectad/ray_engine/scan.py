@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from inspectad import __version__
 from inspectad.detector import OnnxDetector, parse_devices
 from inspectad.errors import InspectadError, UsageError
+from inspectad.lock import locked
 from inspectad.model_file import onnx_path, read_model_bytes
 from inspectad.ray_engine.inspector import Inspector, Inspects
 from inspectad.ray_engine.job import Counts, Job
@@ -81,7 +82,7 @@ def scan_on_ray(
     started = time.perf_counter()
     _check(config)
     model = _Model(config)
-    with session(config.address):
+    with _alone(Place(absolute(config.output)), on_warning), session(config.address):
         if tiled(config.tile, model.detector.manifest).tiling != model.detector.manifest.tiling:
             on_warning(UNCALIBRATED)
         try:
@@ -97,6 +98,18 @@ def scan_on_ray(
     if not summary.all_verdicts:
         raise InspectadError(no_images(config.images))
     return summary
+
+
+@contextlib.contextmanager
+def _alone(output: Place, on_warning: Callable[[str], None]) -> Iterator[None]:
+    """No other scan writes there, while the block runs. Object stores have no locks."""
+    if output.is_url:
+        yield
+        return
+    with locked(output.path) as warning:
+        if warning:
+            on_warning(warning)
+        yield
 
 
 def _check(config: RayScanConfig) -> None:
