@@ -49,10 +49,11 @@ format: setup
 fuzz: setup
 	$(BIN)/python -m fuzz --count $(COUNT) --seed $(SEED)
 
-# pip-audit is no dependency of the tests: they must pass where no list of vulnerabilities can be asked.
+# In an environment of its own, so that what is tested stays as it is; where it cannot be installed, audit.py says so.
 audit: setup
-	$(BIN)/python -m pip install --quiet pip-audit
-	$(BIN)/python .ci/audit.py $(BIN)/python
+	$(PYTHON) -m venv $(VENV)/audit
+	-$(VENV)/audit/bin/python -m pip install --quiet pip-audit
+	$(VENV)/audit/bin/python .ci/audit.py $(BIN)/python
 
 clean:
 	rm -rf $(VENV) fuzz-findings .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist

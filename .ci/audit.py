@@ -1,9 +1,9 @@
 """The installed versions of what inspectad needs, looked up in public lists of vulnerabilities by pip-audit.
 
-Usage: audit.py PYTHON, the interpreter of an environment that has pip-audit and inspectad with its extras. Exit code 1
-when something is found. pip-audit calls what it could not look up "no known vulnerabilities", so each list is asked for
-an old version that is known to be vulnerable first: a list that does not answer, or knows nothing of it, has audited
-nothing, and that is said.
+Usage: audit.py PYTHON, the interpreter of an environment that has inspectad with its extras; this one has pip-audit.
+Exit code 1 when something is found that `ACCEPTED` does not name. pip-audit calls what it could not look up "no known
+vulnerabilities", so each list is asked for an old version that is known to be vulnerable first: a list that does not
+answer, or knows nothing of it, has audited nothing, and that is said.
 """
 
 import json
@@ -15,7 +15,9 @@ from pathlib import Path
 CANARY = "pyyaml==5.3"  # CVE-2020-1747 and others
 SERVICES = ("pypi", "osv")
 SECONDS, CANARY_SECONDS = 60, 20
-ROOTS = "inspectad[train,benchmark]"
+ACCEPTED: dict[str, str] = {}
+"""Identifiers of what is known, has no mended version, and does not matter here: each with the reason."""
+ROOTS = "inspectad[train,benchmark,ray,s3]"
 
 LIST = """
 import json, re
@@ -44,9 +46,7 @@ print(json.dumps(found))
 """
 
 
-def look_up(
-    python: str, requirements: list[str], service: str, seconds: float = SECONDS
-) -> dict[str, list[str] | None] | None:
+def look_up(requirements: list[str], service: str, seconds: float = SECONDS) -> dict[str, list[str] | None] | None:
     """Identifiers of what is known of each package, None for one that was not looked up; None if nothing answers."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "requirements.txt")
@@ -54,7 +54,7 @@ def look_up(
         options = ["--requirement", str(file), "--no-deps", "--disable-pip", "--format", "json", "--timeout", "10"]
         try:
             done = subprocess.run(
-                [python, "-m", "pip_audit", "--vulnerability-service", service, *options],
+                [sys.executable, "-m", "pip_audit", "--vulnerability-service", service, *options],
                 capture_output=True,
                 text=True,
                 timeout=seconds,
@@ -66,20 +66,22 @@ def look_up(
     return {p["name"]: None if "skip_reason" in p else [v["id"] for v in p["vulns"]] for p in packages}
 
 
+def installed(python: str) -> list[str]:
+    """The packages that `ROOTS` needs, and theirs, as that interpreter's environment has them."""
+    listed = subprocess.run([python, "-c", f"ROOTS = {ROOTS!r}\n{LIST}"], capture_output=True, text=True, check=True)
+    return [f"{name}=={version}" for name, version in sorted(json.loads(listed.stdout).items())]
+
+
 def main() -> int:
-    python = sys.argv[1]
-    listed = subprocess.run(
-        [python, "-c", f"ROOTS = {ROOTS!r}\n{LIST}"], capture_output=True, text=True, check=True
-    ).stdout
-    requirements = [f"{name}=={version}" for name, version in sorted(json.loads(listed).items())]
+    requirements = installed(sys.argv[1])
     for service in SERVICES:
-        canary = look_up(python, [CANARY], service, CANARY_SECONDS)
+        canary = look_up([CANARY], service, CANARY_SECONDS)
         if not canary or not any(canary.values()):
             continue
-        found = look_up(python, requirements, service)
+        found = look_up(requirements, service)
         if found is None:
             continue
-        vulnerable = {name: ids for name, ids in found.items() if ids}
+        vulnerable = {name: new for name, ids in found.items() if (new := sorted({*(ids or ())} - ACCEPTED.keys()))}
         skipped = [name for name, ids in found.items() if ids is None]
         for name, ids in vulnerable.items():
             print(f"VULNERABLE: {name}: {', '.join(ids)}")

@@ -2,6 +2,8 @@
 
 import heapq
 import os
+import queue
+import threading
 import time
 from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
@@ -9,7 +11,6 @@ from pathlib import Path
 from typing import Final
 
 from inspectad.end_mark import is_whole
-from inspectad.errors import UnreadableImageError
 from inspectad.images import read_file
 from inspectad.names import NameSet
 
@@ -18,6 +19,7 @@ _POLL_SECONDS: Final = 0.03  # its end is there, but nobody said that it was clo
 _UNMARKED_SECONDS: Final = 0.5  # its format has no end mark
 _TRUNCATED_SECONDS: Final = 2.0  # its end is missing: then it is a truncated file, and gets a row that says so
 _LOCKED_SECONDS: Final = 30.0  # it cannot be opened: on Windows a program that copies it may hold it for long
+_HANGS_SECONDS: Final = 60.0
 
 _MOST_WARNINGS: Final = 20
 _TIME_SLACK_NS: Final = 2 * 10**9  # FAT counts in 2 s; Windows notes the last write when the file is closed
@@ -177,13 +179,29 @@ class Arrivals:
 
 
 def _patience(path: Path, *, closed: bool) -> float:
-    """Seconds for which a file must stay as it is to count as complete."""
+    """Seconds for which a file must stay as it is to count as complete.
+
+    One that cannot be read within `_HANGS_SECONDS` is given at once: the scan has a rule for it (`inspectad.pipeline`),
+    and the other files must not wait for it here.
+    """
+    answer: queue.SimpleQueue[bool | Exception | None] = queue.SimpleQueue()
+    threading.Thread(target=_ask_whether_whole, args=(path, answer), daemon=True).start()
     try:
-        whole = is_whole(read_file(path, tries=1))  # `Arrivals` never waits, and looks again anyway
-    except (UnreadableImageError, MemoryError):
+        whole = answer.get(timeout=_HANGS_SECONDS)
+    except queue.Empty:
+        return 0.0
+    if isinstance(whole, Exception):
         return _LOCKED_SECONDS
     if whole is False:
         return _TRUNCATED_SECONDS
     if closed:
         return 0.0
     return _POLL_SECONDS if whole else _UNMARKED_SECONDS
+
+
+def _ask_whether_whole(path: Path, answer: "queue.SimpleQueue[bool | Exception | None]") -> None:
+    """In a thread of its own, which may never end, on a drive that hangs."""
+    try:
+        answer.put(is_whole(read_file(path, tries=1)))  # `Arrivals` looks again anyway
+    except Exception as error:  # somebody waits
+        answer.put(error)

@@ -346,6 +346,7 @@ def scan(
         _end_scan(summary, shared, fail_on_defect)
         return
     _refuse({"--format parquet": format_ is RowFormat.parquet}, "without --engine ray; say csv or jsonl")
+    _refuse({f"-o {output}": "://" in output}, "without --engine ray; name a folder of this machine, or add that")
     from inspectad.scan import ScanConfig
     from inspectad.scan import scan as run
 

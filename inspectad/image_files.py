@@ -17,7 +17,7 @@ IMAGE_SUFFIXES: Final = frozenset(
 )
 RESULTS_MARKER: Final = ".inspectad-results"
 """Lies in every folder that a scan wrote to, so that no later one takes heatmaps for images."""
-_LONGEST_LINE: Final = 2**20  # bytes; the longest path of any system has some 32,000
+_LONGEST_LINE: Final = 2**15  # bytes; no system has longer paths
 OUTSIDE: Final = "_outside"
 """First part of the name of an image that lies outside the scanned root; see `relative_name`."""
 
@@ -198,22 +198,27 @@ def read_path_list(stream: RawIOBase | BytesIO, root: Path, separator: bytes = b
         root: folder that names are made relative to.
         separator: ``b"\\0"`` for names that may hold newlines, as ``find -print0`` writes them.
     Raises:
-        UsageError: a line so long that this is no list of paths; it would be kept until it ends.
+        UsageError: a line so long that this is no list of paths.
     """
     rest = b""
     while chunk := stream.read(65536):
         *lines, rest = (rest + chunk).split(separator)
         yield from _listed(lines, root, separator)
-        if len(rest) > _LONGEST_LINE:
-            raise UsageError(
-                f"standard input: a path of more than {_LONGEST_LINE} bytes; give one path a line, "
-                "or -0 and zero bytes between them"
-            )
+        _check_length(rest)  # it would be kept until it ends
     yield from _listed([rest], root, separator)
+
+
+def _check_length(line: bytes) -> None:
+    if len(line) > _LONGEST_LINE:
+        raise UsageError(
+            f"standard input: a path of more than {_LONGEST_LINE} bytes; give one path a line, "
+            "or -0 and zero bytes between them"
+        )
 
 
 def _listed(lines: list[bytes], root: Path, separator: bytes) -> Iterator[ImageFile]:
     for line in lines:
+        _check_length(line)
         name = line.removesuffix(b"\r") if separator == b"\n" else line
         if name:
             path = Path(os.fsdecode(name))

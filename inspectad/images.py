@@ -4,7 +4,7 @@ import math
 import os
 import stat
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, cast
@@ -35,6 +35,7 @@ _IMREAD: Final = {
 }
 _NO_FILE: Final = "not a file (a folder, pipe or device); name the image itself"
 _PAUSE_S: Final = 0.1
+_PART_BYTES: Final = 4 * 2**20
 STRIDE: Final = 16
 MIN_INPUT_PX: Final = 64
 MAX_INPUT_PX: Final = 2048
@@ -72,17 +73,19 @@ def read_image(path: Path) -> DecodedImage:
     return decode_image(read_file(path))
 
 
-def read_file(path: Path, tries: int = 3) -> bytes:
+def read_file(path: Path, tries: int = 3, on_part: Callable[[], None] = lambda: None) -> bytes:
     """The bytes of a regular file, all of one state of it.
 
-    Args: tries: how often it is read, with a pause between, when it changes meanwhile.
+    Args:
+        tries: how often it is read, with a pause between, when it changes meanwhile.
+        on_part: told whenever a part of it has come, so that a slow drive can be told from one that hangs.
     Raises: UnreadableImageError: also of a pipe or device, which would block for ever.
     """
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # before it is opened: that alone has effects on some devices
             raise UnreadableImageError(_NO_FILE)
         for left in reversed(range(tries)):
-            data = _read_unchanged(path)
+            data = _read_unchanged(path, on_part)
             if data is not None:
                 return data
             if left:
@@ -92,7 +95,7 @@ def read_file(path: Path, tries: int = 3) -> bytes:
     raise UnreadableImageError("it changed while it was read; write images under another name and rename them")
 
 
-def _read_unchanged(path: Path) -> bytes | None:
+def _read_unchanged(path: Path, on_part: Callable[[], None]) -> bytes | None:
     """None when the file changed meanwhile, or when another program keeps it for itself just now."""
     try:
         with open(path, "rb", buffering=0, opener=_open_at_once) as file:
@@ -100,7 +103,11 @@ def _read_unchanged(path: Path) -> bytes | None:
             if not stat.S_ISREG(before.st_mode):  # it was one a moment ago
                 raise UnreadableImageError(_NO_FILE)
             check_file_bytes(before.st_size)
-            data = file.read() or b""
+            parts = []
+            while part := file.read(_PART_BYTES):
+                parts.append(part)
+                on_part()
+            data = parts[0] if len(parts) == 1 else b"".join(parts)
             after = os.fstat(file.fileno())
     except BlockingIOError:
         return None

@@ -16,8 +16,11 @@ LOCK_NAME: Final = ".inspectad-lock"
 """Gone after a regular end, but on Windows; left by a killed process, where it locks nothing."""
 
 _HELD: Final = (errno.EAGAIN, errno.EACCES, errno.EDEADLK)
-_UNSUPPORTED: Final = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
+_UNSUPPORTED: Final = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
+_ROUNDS: Final = 100  # of others that remove their file just when we lock it
 _FLAGS: Final = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)  # a link could lead to anybody's file
+
+_NO_LOCKS: Final = "{folder}: its file system has no locks ({why}): see to it that nothing else writes there"
 
 if sys.platform == "win32":
     import msvcrt
@@ -40,7 +43,7 @@ def locked(folder: Path) -> Iterator[str]:
 
     Raises: OutputError when somebody else has it, with who it is, or when the folder cannot be written to.
     """
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    made = [path for path in (folder, *folder.parents) if not os.path.exists(path)]  # which never raises
     path = folder / LOCK_NAME
     descriptor, warning = _open_locked(folder)
     try:
@@ -62,20 +65,30 @@ def locked(folder: Path) -> Iterator[str]:
 def _open_locked(folder: Path) -> tuple[int, str]:
     """The lock's file, opened and locked, and a warning where that means nothing."""
     path = folder / LOCK_NAME
-    while True:
+    for left in reversed(range(_ROUNDS)):
         try:
             folder.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(path, _FLAGS, 0o666)
+        except PermissionError as error:
+            if os.path.exists(path):
+                raise OutputError(
+                    f"{path}: cannot be written; another user's inspectad is at work there, or was killed there: "
+                    "remove the file if none is, or choose another folder with -o"
+                ) from error
+            raise output_error(folder, error) from error
         except OSError as error:
             raise output_error(folder, error) from error
         try:
             warning = _try_lock(descriptor, folder)
             if _is_still(path, descriptor):
                 return descriptor, warning
+            if not left:  # a file system that cannot tell which file is which
+                return descriptor, _NO_LOCKS.format(folder=folder, why="files there have no fixed numbers")
         except BaseException:
             os.close(descriptor)
             raise
         os.close(descriptor)  # the last holder removed it meanwhile: it keeps nobody out
+    raise AssertionError("unreachable")
 
 
 def _try_lock(descriptor: int, folder: Path) -> str:
@@ -89,7 +102,7 @@ def _try_lock(descriptor: int, folder: Path) -> str:
             ) from error
         if error.errno not in _UNSUPPORTED:
             raise output_error(folder, error) from error
-        return f"{folder}: its file system has no locks ({error.strerror}): see to it that nothing else writes there"
+        return _NO_LOCKS.format(folder=folder, why=error.strerror)
     return ""
 
 

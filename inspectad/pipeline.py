@@ -39,7 +39,7 @@ _IN_FLIGHT_BYTES: Final = 512 * 2**20  # decoded pixels of all workers, beyond w
 _MOST_WORKERS: Final = 32
 _MOST_CALLERS: Final = 224
 READ_SECONDS: Final = 60.0
-"""A file that takes longer to be read is UNREADABLE, and the thread that reads it is left behind."""
+"""A file of which nothing comes for longer is UNREADABLE, and the thread that reads it is left behind."""
 _MOST_LEFT_BEHIND: Final = 16  # threads, beyond which it is not the file but the drive
 _MOST_FAILURES: Final = 10  # images in a row, beyond which it is not the image but the model or the machine
 _POLL_SECONDS: Final = 0.5
@@ -77,8 +77,8 @@ class Scored:
     anomaly_map: FloatArray
 
 
-Read = Callable[[ImageFile], bytes]
-"""The bytes of an image's file. Raises: UnreadableImageError."""
+Read = Callable[[ImageFile, Callable[[], None]], bytes]
+"""The bytes of an image's file; calls what it is given when a part has come. Raises: UnreadableImageError."""
 
 Finish = Callable[["Prepared", Scored | None], Inspection]
 """From a decoded image and what the network said of it (None: it could not be read) to its row; runs in a worker, or
@@ -87,8 +87,8 @@ in the thread that asks for the rows."""
 _Row = tuple[Prepared, Inspection]
 
 
-def _read(file: ImageFile) -> bytes:
-    return read_file(file.path)
+def _read(file: ImageFile, on_part: Callable[[], None]) -> bytes:
+    return read_file(file.path, on_part=on_part)
 
 
 def inspect_files(
@@ -151,27 +151,30 @@ class _Job:
         self.file = file
         self.row: Future[_Row] = Future()
         self.room: Room | None = None
-        self.started = 0.0
+        self.started = self._came = 0.0
         self._lock = threading.Lock()
         self._reading = False
         self._given_up = False
 
     def read(self, read: Read) -> bytes:
         """The file. Raises: UnreadableImageError; _TooLateError."""
-        self.started = time.perf_counter()
+        self.started = self._came = time.perf_counter()
         self._reading = True
         try:
-            return read(self.file)
+            return read(self.file, self._part_came)
         finally:
             with self._lock:
                 self._reading = False
                 if self._given_up:
                     raise _TooLateError
 
+    def _part_came(self) -> None:
+        self._came = time.perf_counter()
+
     def give_up(self, seconds: float) -> bool:
-        """If it has been read for so long: nobody waits for it any more."""
+        """If nothing of it has come for so long: nobody waits for it any more."""
         with self._lock:
-            if self._reading and time.perf_counter() - self.started > seconds:
+            if self._reading and time.perf_counter() - self._came > seconds:
                 self._given_up = True
         return self._given_up
 
@@ -216,7 +219,8 @@ class Pipeline:
             if failures == _MOST_FAILURES:
                 raise InspectadError(
                     f"{failures} images in a row failed, the last with: {row.error}; the model or this machine is "
-                    "broken, 'inspectad doctor' may know more. Mend it, and go on with --resume"
+                    "broken, 'inspectad doctor' may know more. Mend it, and go on with --resume; "
+                    f"the last {failures - 1} rows stay UNREADABLE"
                 )
             yield prepared, row
 
@@ -334,6 +338,8 @@ class Pipeline:
 
     def _judged(self, job: _Job) -> _Row:
         with self._budget.room() as room:
+            if self._stopped.is_set():  # else all that waited for room would decode at once
+                raise _TooLateError
             job.room = room
             prepared, loaded = self._load(job)
             if loaded is None:

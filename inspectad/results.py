@@ -19,6 +19,8 @@ from inspectad.records import Inspection
 
 COLUMNS: Final = tuple(f.name for f in fields(Inspection))
 FORMATS: Final = ("csv", "jsonl")
+SHARDS: Final = "rows"
+"""Folder, in an output, of the rows that ``--engine ray`` writes."""
 _LONGEST_RECORD: Final = 2**20  # bytes; the longest of ours are some 30,000
 
 

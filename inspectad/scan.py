@@ -23,7 +23,17 @@ from inspectad.network import Network, share
 from inspectad.output_links import check_stays_inside
 from inspectad.pipeline import Prepared, inspect_files
 from inspectad.records import Inspection
-from inspectad.results import CSV_HEADER, FORMATS, Done, RowWriter, format_row, read_done, read_names, significant
+from inspectad.results import (
+    CSV_HEADER,
+    FORMATS,
+    SHARDS,
+    Done,
+    RowWriter,
+    format_row,
+    read_done,
+    read_names,
+    significant,
+)
 from inspectad.tiles import AUTO, parse_tile, seen_aspect, tile_for
 
 _GIVE_BACK_IMAGES: Final = 500
@@ -142,8 +152,7 @@ def _scan(
     kind = config.format
     manifest = tiled(config.tile, detector.manifest)
     judge = Judge(detector, config.output, config.threshold, heatmaps=config.heatmaps, maps=config.maps)
-    for rows_path in (_rows_path(config, name) for name in FORMATS):
-        check_stays_inside(config.output, rows_path)  # it is read, emptied and written on
+    _check_output(config)
     done = _already_done(config, detector, judge.threshold)
     summary = ScanSummary(earlier=done.verdicts)
     files = _images_to_come(config, done, on_warning) if config.watch else _images_to_scan(config, on_total, done)
@@ -258,11 +267,21 @@ def _already_done(config: ScanConfig, detector: OnnxDetector, threshold: float) 
     return earlier
 
 
+def _check_output(config: ScanConfig) -> None:
+    """Raises: OutputError: rows of another kind, or a link that leads out of the output."""
+    if (shards := config.output / SHARDS).is_dir() and (config.output / RESULTS_MARKER).exists():
+        raise OutputError(f"{shards}: rows of a scan by --engine ray; choose another folder with -o")
+    for kind in FORMATS:
+        check_stays_inside(config.output, _rows_path(config, kind))  # it is read, emptied and written on
+
+
 def _remove_temporary(output: Path) -> None:
     """What a killed scan left of files that it was writing. Nobody else is at work here: the lock is ours."""
     remove_leftovers(output)
     for pictures in (heatmap_path(output, "x").parent, map_path(output, "x").parent):
-        remove_leftovers(pictures, below=True)
+        with contextlib.suppress(OutputError):  # a link, which leads elsewhere
+            check_stays_inside(output, pictures)
+            remove_leftovers(pictures, below=True)
 
 
 def _clear(config: ScanConfig) -> None:

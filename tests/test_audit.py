@@ -1,5 +1,6 @@
 """CI's audit of the dependencies: a list that does not answer is never taken for a list without vulnerabilities."""
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -46,3 +47,14 @@ def test_what_the_audit_says(how: str, code: int, said: str, tmp_path: Path) -> 
     )
     assert done.returncode == code, done.stderr
     assert said in done.stdout
+
+
+def test_all_that_a_user_may_install_is_looked_up() -> None:
+    spec = importlib.util.spec_from_file_location("audit", AUDIT)
+    assert spec is not None
+    assert spec.loader is not None
+    audit = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(audit)
+    names = {line.split("==")[0] for line in audit.installed(sys.executable)}
+    assert {"numpy", "torch", "onnxruntime-gpu", "matplotlib", "ray", "pyarrow", "s3fs", "botocore"} <= names
+    assert "pytest" not in names

@@ -21,6 +21,7 @@ from inspectad.api import train
 from inspectad.atomic import write_atomically
 from inspectad.detector import OnnxDetector
 from inspectad.errors import InspectadError, OutputError
+from inspectad.image_files import RESULTS_MARKER
 from inspectad.lock import LOCK_NAME, locked
 from inspectad.scan import ScanConfig, scan
 
@@ -167,3 +168,44 @@ def test_a_training_that_fails_leaves_no_folder(tmp_path: Path) -> None:
     with pytest.raises(InspectadError):
         train(tmp_path / "good", None, tmp_path / "new" / "model")
     assert os.listdir(tmp_path) == ["good"]
+
+
+def test_an_output_that_cannot_be_named_is_an_error_for_people(tmp_path: Path) -> None:
+    """Found by a review: it was a traceback."""
+    with pytest.raises(OutputError, match=r"cannot be written \(File name too long\)"), locked(tmp_path / ("x" * 300)):
+        pass
+
+
+def test_a_lock_that_another_user_left_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / LOCK_NAME).touch()
+
+    def refuse(*_: object) -> int:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr("os.open", refuse)
+    with pytest.raises(OutputError, match=rf"{LOCK_NAME}: cannot be written; .* remove the file if none is"):
+        with locked(tmp_path):
+            pass
+
+
+def test_a_file_system_that_numbers_files_anew_each_time_is_taken_for_one_without_locks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock, "_is_still", lambda *_: False)
+    with locked(tmp_path) as warning:
+        assert "its file system has no locks" in warning
+
+
+def test_rows_of_a_scan_by_ray_are_not_mixed_with_others(trained: Trained, tmp_path: Path) -> None:
+    (tmp_path / "out" / "rows").mkdir(parents=True)
+    (tmp_path / "out" / RESULTS_MARKER).touch()
+    config = ScanConfig(images=(str(trained.good),), output=tmp_path / "out")
+    with pytest.raises(OutputError, match="rows of a scan by --engine ray; choose another folder with -o"):
+        scan(config, OnnxDetector.load(trained.model, "cpu"))
+
+
+def test_a_url_is_no_folder_of_this_machine(trained: Trained, tmp_path: Path, run_cli: RunCli) -> None:
+    done = run_cli("scan", trained.good, "-m", trained.model, "-o", "s3://bucket/out", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "-o s3://bucket/out: not without --engine ray" in done.stderr
+    assert not list(tmp_path.iterdir())

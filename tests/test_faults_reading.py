@@ -9,7 +9,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -21,6 +21,8 @@ from inspectad.errors import InspectadError, UnreadableImageError
 from inspectad.image_files import find_images
 from inspectad.image_limits import MOST_FILE_BYTES
 from inspectad.images import read_file
+from inspectad.network import share
+from inspectad.records import Inspection, Verdict
 from inspectad.scan import ScanConfig, scan
 
 DATA = bytes(range(256)) * 40
@@ -121,13 +123,13 @@ def hang(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[set[str], threading.
     names: set[str] = set()
     comes = threading.Event()
 
-    def read(path: Path) -> bytes:
+    def read(path: Path, on_part: Callable[[], None]) -> bytes:
         if path.name in names:
             assert comes.wait(60)
-        return read_file(path)
+        return read_file(path, on_part=on_part)
 
     monkeypatch.setattr(pipeline, "read_file", read)
-    monkeypatch.setattr(pipeline, "READ_SECONDS", 0.2)
+    monkeypatch.setattr(pipeline, "READ_SECONDS", 2.0)  # long enough for a busy machine
     monkeypatch.setattr(pipeline, "_POLL_SECONDS", 0.05)
     yield names, comes
     comes.set()
@@ -176,11 +178,11 @@ import os, signal, threading
 signal.signal(signal.SIGINT, signal.default_int_handler)
 from inspectad import pipeline
 real = pipeline.read_file
-def read(path):
+def read(path, **options):
     if path.name == "good_3.png":
         os.write(2, b"hangs\\n")
         threading.Event().wait()
-    return real(path)
+    return real(path, **options)
 pipeline.read_file = read
 pipeline.READ_SECONDS = {seconds}
 """
@@ -251,3 +253,51 @@ def test_a_reader_that_does_not_read_holds_the_scan_back_and_cannot_keep_it_from
         assert b"stopped by" in process.stderr.read()
     assert len(rows_of(results)) in (rows, rows - 1)
     assert results.read_bytes().endswith(b"\n")
+
+
+def test_a_slow_drive_is_not_taken_for_one_that_hangs(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What counts is how long nothing came, not how long the whole file takes."""
+
+    def slow(path: Path, on_part: Callable[[], None]) -> bytes:
+        for _ in range(8):
+            time.sleep(0.5)
+            on_part()
+        return read_file(path)
+
+    monkeypatch.setattr(pipeline, "read_file", slow)
+    monkeypatch.setattr(pipeline, "READ_SECONDS", 3.0)
+    monkeypatch.setattr(pipeline, "_POLL_SECONDS", 0.05)
+    config = ScanConfig(images=(str(trained.good),), output=tmp_path / "out", workers=6)
+    assert scan(config, OnnxDetector.load(trained.model, "cpu", threads=1)).verdicts["UNREADABLE"] == 0
+
+
+def test_what_waits_for_room_is_not_decoded_when_the_scan_ends(
+    trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "_IN_FLIGHT_BYTES", 1)
+    read: list[str] = []
+
+    def noted(path: Path, on_part: Callable[[], None]) -> bytes:
+        read.append(path.name)
+        return read_file(path, on_part=on_part)
+
+    monkeypatch.setattr(pipeline, "read_file", noted)
+    detector = OnnxDetector.load(trained.model, "cpu", threads=1)
+    stopped = threading.Event()
+
+    def finish(prepared: pipeline.Prepared, _scored: object) -> Inspection:
+        if len(read) > 1:
+            stopped.wait(60)  # the others wait for its room
+        return Inspection(image=prepared.file.name, verdict=Verdict.UNREADABLE, error="x")
+
+    with contextlib.closing(share([detector])) as network:
+        files = iter(find_images(trained.good))
+        rows = pipeline.inspect_files(files, detector.manifest, network, finish, workers=4)
+        next(rows)
+        while len(read) < 2:
+            time.sleep(0.01)
+        threading.Timer(0.5, stopped.set).start()
+        rows.close()
+    assert len(read) == 2

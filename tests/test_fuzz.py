@@ -42,7 +42,7 @@ import os, time
 from fuzz import targets
 from fuzz.__main__ import _fuzz, _input
 import fuzz.__main__ as main_module
-main_module._HANG_SECONDS = 3.0
+main_module._HANG_SECONDS = 10.0
 
 def bad(data):
     number = next((n for n in range(6) if _input("path_list", 0, n) == data), None)

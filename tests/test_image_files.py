@@ -282,6 +282,12 @@ class Endless(io.RawIOBase):
         return b"x" * size
 
 
+def test_a_line_that_no_path_is_as_long_as_is_no_list_of_paths() -> None:
+    """Found by a review: its row was one that nothing could read back."""
+    with pytest.raises(UsageError, match="a path of more than 32768 bytes"):
+        list(read_path_list(io.BytesIO(b"a.png\n" + b"x" * 200_000 + b"\nb.png\n"), Path("/")))
+
+
 def test_a_line_that_never_ends_is_no_list_of_paths() -> None:
-    with pytest.raises(UsageError, match="a path of more than 1048576 bytes"):
+    with pytest.raises(UsageError, match="a path of more than 32768 bytes"):
         list(read_path_list(Endless(), Path("/line")))

@@ -46,8 +46,9 @@ def line(trained: Trained, tmp_path: Path) -> Path:
     return tmp_path / "line"
 
 
-def run(loaded: OnnxDetector, line: Path, output: Path, **options: Any) -> None:
-    scan(ScanConfig(images=(str(line),), output=output, heatmaps="all", maps=True, **options), loaded)
+def run(loaded: OnnxDetector, line: Path, output: Path, *, pictures: bool = True, **options: Any) -> None:
+    heatmaps = "all" if pictures else ""
+    scan(ScanConfig(images=(str(line),), output=output, heatmaps=heatmaps, maps=pictures, **options), loaded)
 
 
 @LINKS
@@ -339,3 +340,15 @@ def test_a_heatmap_of_a_hostile_name_stays_below_the_output(
     run(loaded, image, tmp_path / "results", resume=True)  # found again by its name, so no second row
     assert (tmp_path / "results/results.csv").read_text().count("\n") == 2
     assert {path for path in tmp_path.rglob("*") if "results" not in path.parts} == before
+
+
+@LINKS
+def test_leftovers_behind_a_linked_folder_stay(loaded: OnnxDetector, line: Path, tmp_path: Path) -> None:
+    """Found by a review: they may be files that another scan is writing."""
+    (tmp_path / "other").mkdir()
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "heatmaps").symlink_to(tmp_path / "other")
+    temporary = tmp_path / "other" / f".inspectad-{'0' * 32}.tmp"
+    temporary.touch()
+    run(loaded, line, tmp_path / "results", pictures=False)
+    assert temporary.exists()

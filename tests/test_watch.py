@@ -630,3 +630,27 @@ def test_other_arguments_are_refused(
     assert done.returncode == 2, done.stderr
     assert words in done.stderr
     assert not (tmp_path / "results").exists()
+
+
+def test_a_file_that_hangs_while_it_is_looked_at_is_given_and_the_others_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found by a review: one such file ended a watch in silence."""
+    from inspectad import arrivals
+    from inspectad.images import read_file
+
+    comes = threading.Event()
+
+    def read(path: Path, tries: int) -> bytes:
+        assert path.name != "hangs.png" or comes.wait(60)
+        return read_file(path, tries)
+
+    monkeypatch.setattr(arrivals, "read_file", read)
+    monkeypatch.setattr(arrivals, "_HANGS_SECONDS", 2.0)
+    desk = Desk(tmp_path)
+    for name in ("a.png", "hangs.png", "z.png"):
+        desk.write(name, PNG)
+    assert desk.given("a.png", closed=True) == ["a.png"]
+    assert desk.given("hangs.png", closed=True) == ["hangs.png"]
+    assert desk.given("z.png", closed=True) == ["z.png"]
+    comes.set()

@@ -59,7 +59,7 @@ class Inspector:
             self._network,
             self._judge.finish,
             workers=self._workers,
-            read=lambda file: places[file.name].read(),
+            read=lambda file, _on_part: places[file.name].read(),
         )
         return [
             Found(format_row(row, self._job.kind), row.verdict.value, is_distorted(prepared, self._manifest))

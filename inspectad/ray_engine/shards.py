@@ -14,12 +14,12 @@ from uuid import uuid4
 
 from inspectad.errors import OutputError, UnreadableImageError
 from inspectad.ray_engine.place import Place
-from inspectad.results import CSV_HEADER, FORMATS, read_records
+from inspectad.results import CSV_HEADER, FORMATS, SHARDS, read_records
 
 if TYPE_CHECKING:
     import pyarrow
 
-FOLDER: Final = "rows"
+FOLDER: Final = SHARDS
 SHARD_FORMATS: Final = (*FORMATS, "parquet")
 ROWS_A_SHARD: Final = 4096
 """At least, but for the last one: 0.7 MB of CSV. What an interruption loses is at most so much, and what is on its
