@@ -183,9 +183,9 @@ def test_a_lock_that_another_user_left_is_named(tmp_path: Path, monkeypatch: pyt
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
     monkeypatch.setattr("os.open", refuse)
-    with pytest.raises(OutputError, match=rf"{LOCK_NAME}: cannot be written; .* remove the file if none is"):
-        with locked(tmp_path):
-            pass
+    named = rf"{LOCK_NAME}: cannot be written; .* remove the file if none is"
+    with pytest.raises(OutputError, match=named), locked(tmp_path):
+        pass
 
 
 def test_a_file_system_that_numbers_files_anew_each_time_is_taken_for_one_without_locks(

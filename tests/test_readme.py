@@ -45,6 +45,7 @@ def test_each_option_that_is_named_exists() -> None:
         "--help",
         "--head",
         "--port",
+        "--disable-usage-stats",
     }:
         assert name in known, name
 
