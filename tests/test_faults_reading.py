@@ -237,7 +237,7 @@ def test_a_reader_that_does_not_read_holds_the_scan_back_and_cannot_keep_it_from
         fcntl.fcntl(process.stdout, fcntl.F_SETPIPE_SZ, 4096)
         results, pictures = tmp_path / "out" / "results.csv", tmp_path / "out" / "heatmaps"
         before, since = -1, time.monotonic()
-        while time.monotonic() < since + 3:  # until nothing has moved for so long
+        while time.monotonic() < since + 5:  # until nothing has moved for so long
             now = (results.stat().st_size + len(list(pictures.iterdir()))) if pictures.exists() else -1
             if now != before or now < 0:
                 before, since = now, time.monotonic()
