@@ -2,6 +2,12 @@
 
 import ctypes
 import sys
+from typing import Final
+
+_EVERY: Final = 500
+_LARGE: Final = 1_000_000  # pixels
+_LARGER: Final = 4
+_REMEMBERED: Final = 100
 
 
 def give_back() -> bool:
@@ -18,3 +24,22 @@ def give_back() -> bool:
         return bool(ctypes.CDLL(None).malloc_trim(0))
     except AttributeError:  # another C library
         return False
+
+
+class Keeper:
+    """Says when to give memory back: every `_EVERY` images, and behind one that is far larger than those before it.
+
+    The room of such an image would stay behind in the heap of the thread that had it. Where all images are large, it is
+    needed again at once, and giving it back would cost time.
+    """
+
+    def __init__(self) -> None:
+        self._images = 0
+        self._usual = 0.0
+
+    def is_due(self, pixels: int) -> bool:
+        """Args: pixels of the image that was finished; 0 where it was not decoded."""
+        self._images += 1
+        is_unusual = pixels > max(_LARGE, _LARGER * self._usual)
+        self._usual += (pixels - self._usual) / min(self._images, _REMEMBERED)
+        return is_unusual or self._images % _EVERY == 0

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import math
 import os
 import sys
 import time
@@ -14,7 +15,7 @@ from typing import BinaryIO, Final
 from inspectad.atomic import output_error, remove_leftovers, write_atomically
 from inspectad.detector import OnnxDetector
 from inspectad.errors import InspectadError, OutputError, UsageError
-from inspectad.heap import give_back
+from inspectad.heap import Keeper, give_back
 from inspectad.image_files import RESULTS_MARKER, ImageFile, expand_arguments, read_path_list
 from inspectad.judge import Judge, heatmap_path, map_path
 from inspectad.lock import locked
@@ -36,7 +37,6 @@ from inspectad.results import (
 )
 from inspectad.tiles import AUTO, parse_tile, seen_aspect, tile_for
 
-_GIVE_BACK_IMAGES: Final = 500
 UNCALIBRATED: Final = (
     "a score is that of the worst of an image's tiles, and the threshold was not calibrated for these: expect more "
     "false rejects; train with --tile, or find a --threshold by good images"
@@ -161,6 +161,7 @@ def _scan(
     if manifest.tiling != detector.manifest.tiling:
         on_warning(UNCALIBRATED)
     _clear(config)  # not before the images were found: a misspelt name must not cost the last results
+    keeper = Keeper()
     with RowWriter(_rows_path(config, kind), kind, done.whole_bytes) as writer, contextlib.ExitStack() as stack:
         if stream is not None and kind == "csv":
             _send(stream, CSV_HEADER)
@@ -180,7 +181,7 @@ def _scan(
             if config.watch and summary.odd_aspect == [row.image]:  # there is no end at which to say so
                 on_warning(f"{row.image}: another aspect ratio than the training images, so it is distorted")
             on_row(row)
-            if not summary.images % _GIVE_BACK_IMAGES:
+            if keeper.is_due(math.prod(prepared.source_hw)):
                 give_back()
     summary.seconds = time.perf_counter() - started
     if not summary.all_verdicts:
