@@ -41,7 +41,7 @@ _MOST_CALLERS: Final = 224
 READ_SECONDS: Final = 60.0
 """A file of which nothing comes for longer is UNREADABLE, and the thread that reads it is left behind."""
 _MOST_LEFT_BEHIND: Final = 16  # threads, beyond which it is not the file but the drive
-_MOST_FAILURES: Final = 10  # images in a row, beyond which it is not the image but the model or the machine
+MOST_FAILURES: Final = 10  # images in a row, beyond which it is not the image but the model or the machine
 _POLL_SECONDS: Final = 0.5
 _PATIENCE_SECONDS: Final = 1.0  # for a file that is being read while the scan ends
 _WAITING: Final = 4  # images a worker that may be waiting for it, or for their turn to be a row
@@ -107,7 +107,7 @@ def inspect_files(
         workers: threads; 0 for one a core, and those that keep a GPU busy.
         read: where the files are not on a disk.
     Raises:
-        InspectadError: no thread can be started; `_MOST_FAILURES` images in a row failed, or so many files cannot be
+        InspectadError: no thread can be started; `MOST_FAILURES` images in a row failed, or so many files cannot be
             read that the drive must be gone. What ``files`` and ``finish`` raise of it.
     """
     workers = workers or workers_for(network)
@@ -216,7 +216,7 @@ class Pipeline:
         while (job := self._next(feeder)) is not None:
             prepared, row = self._wait(job)
             failures = failures + 1 if prepared.failed else 0
-            if failures == _MOST_FAILURES:
+            if failures == MOST_FAILURES:
                 raise InspectadError(
                     f"{failures} images in a row failed, the last with: {row.error}; the model or this machine is "
                     "broken, 'inspectad doctor' may know more. Mend it, and go on with --resume; "

@@ -156,7 +156,7 @@ def _scan(
     done = _already_done(config, detector, judge.threshold)
     summary = ScanSummary(earlier=done.verdicts)
     files = _images_to_come(config, done, on_warning) if config.watch else _images_to_scan(config, on_total, done)
-    _remove_temporary(config.output)
+    remove_temporary(config.output)
     write_atomically(config.output / RESULTS_MARKER, tile_note(config.tile, detector.manifest))
     if manifest.tiling != detector.manifest.tiling:
         on_warning(UNCALIBRATED)
@@ -276,7 +276,7 @@ def _check_output(config: ScanConfig) -> None:
         check_stays_inside(config.output, _rows_path(config, kind))  # it is read, emptied and written on
 
 
-def _remove_temporary(output: Path) -> None:
+def remove_temporary(output: Path) -> None:
     """What a killed scan left of files that it was writing. Nobody else is at work here: the lock is ours."""
     remove_leftovers(output)
     for pictures in (heatmap_path(output, "x").parent, map_path(output, "x").parent):

@@ -47,3 +47,19 @@ class Unborn(Inspector):
 
     def __init__(self, job: Job) -> None:
         os._exit(7)
+
+
+class Doomed(Inspector):
+    """Dies of every image."""
+
+    def inspect(self, names: Sequence[bytes]) -> list[Found]:
+        os._exit(9)
+
+
+class Endless(Inspector):
+    """Never answers for an image of a certain name."""
+
+    def inspect(self, names: Sequence[bytes]) -> list[Found]:
+        if any(BAD.encode() in name for name in names):
+            time.sleep(3600)
+        return super().inspect(names)

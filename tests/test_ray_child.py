@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from ray_helpers import BAD, Failing, Poisoned, Unborn
+from ray_helpers import BAD, Doomed, Endless, Failing, Poisoned, Unborn
 
 from inspectad.errors import InspectadError, ModelFileError
 from inspectad.ray_engine.child import Child
@@ -97,6 +97,25 @@ def test_what_is_not_the_images_fault_is_an_error(trained, make_job: MakeJob, tm
         supervised.inspect(names(trained.good))
     with pytest.raises(InspectadError, match=r"cannot start on .*exit code 7"):
         Supervised(make_job(), "", Unborn)
+
+
+def test_where_all_images_kill_it_the_images_are_not_to_blame(
+    trained, make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("inspectad.ray_engine.supervised.MOST_FAILURES", 2)
+    with (
+        Supervised(make_job(), "", Doomed) as supervised,
+        pytest.raises(InspectadError, match=r"2 images in a row failed on .*exit code 9.*machine is broken"),
+    ):
+        supervised.inspect(names(trained.good))
+
+
+def test_an_image_that_never_ends_costs_one_row(trained, make_job: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Supervised(make_job(), "", Endless) as supervised:
+        monkeypatch.setattr("inspectad.ray_engine.child._ANSWER_S", 20.0)
+        (row,) = rows(supervised.inspect([f"{BAD}.png".encode()]))
+    assert row["verdict"] == "UNREADABLE"
+    assert row["error"] == "the process that decoded it died (no answer within 20 s); look at this file"
 
 
 def test_a_child_ends_with_its_parent(make_job: MakeJob, tmp_path: Path) -> None:

@@ -230,14 +230,16 @@ def _names(folder: Path, prefix: str) -> list[str]:
 
 
 def test_s3_in_and_out_as_parquet_by_the_command_line(
-    nodes: Nodes, endpoint: str, trained: Trained, line: Path, expected: Path, run_cli: RunCli
+    nodes: Nodes, endpoint: str, trained: Trained, line: Path, expected: Path, run_cli: RunCli, tmp_path: Path
 ) -> None:
+    (tmp_path / "cv2.py").write_text("raise RuntimeError('a file beside the images was run')")  # found by a review
+    beside: dict[str, Any] = {"cwd": tmp_path, "env": {"PYTHONSAFEPATH": "1"}}  # which the installed command implies
     s3 = boto3.client("s3")
     for file in (p for p in line.rglob("*") if p.is_file()):
         s3.put_object(Bucket="line", Key=f"day/{file.relative_to(line).as_posix()}", Body=file.read_bytes())
     arguments = ("scan", "s3://line/day", "-o", "s3://line/day/out", "-m", trained.model, "--heatmaps", "ng")
     ray_options = ("--engine", "ray", "--format", "parquet")
-    done = run_cli(*arguments, *ray_options, "--address", nodes.cluster.address)
+    done = run_cli(*arguments, *ray_options, "--address", nodes.cluster.address, **beside)
     assert done.returncode == 4, done.stderr
     assert done.stdout == ""
     assert "26 images in" in done.stderr
@@ -252,7 +254,7 @@ def test_s3_in_and_out_as_parquet_by_the_command_line(
     assert drawn == {f"{row['image']}.png" for row in reference if row["verdict"] == "NG"}
 
     # By a Ray of its own on this machine; results are no input.
-    again = run_cli(*arguments, *ray_options, "--resume", "--fail-on-defect")
+    again = run_cli(*arguments, *ray_options, "--resume", "--fail-on-defect", **beside)
     assert again.returncode == 3, again.stderr
     assert "26 rows were there already" in again.stderr
     assert "0 images in" in again.stderr

@@ -8,12 +8,12 @@ import pytest
 from conftest import RunCli, Trained
 from pyarrow import parquet
 
-from inspectad.errors import InspectadError, OutputError, UsageError
+from inspectad.errors import InspectadError, OutputError, UnreadableImageError, UsageError
 from inspectad.lock import locked
 from inspectad.ray_engine.place import Place, absolute
 from inspectad.ray_engine.scan import workers_of_cluster
 from inspectad.ray_engine.session import check_version, meaning
-from inspectad.ray_engine.shards import encode_shard, read_shards, shard_name, stored_name
+from inspectad.ray_engine.shards import encode_shard, read_shards, remove_killed, shard_name, stored_name
 from inspectad.records import Box, Inspection, Verdict
 from inspectad.results import COLUMNS, format_row
 
@@ -68,6 +68,36 @@ def test_an_output_that_another_scan_writes_to_is_refused(trained: Trained, run_
     assert done.returncode == 1
     assert "another inspectad is writing there" in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_what_killed_jobs_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    kept = {"20260101-000000-abcdef-000001.csv", ".hidden", "notes.txt"}
+    for name in (*kept, ".20260101-000000-abcdef", f".inspectad-{'0' * 32}.tmp"):
+        (tmp_path / name).touch()
+    remove_killed(tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == kept
+
+
+def test_an_object_may_be_called_what_it_likes() -> None:
+    """Found by a review: ``::`` was taken for a chain of file systems."""
+    place = Place("memory://bucket/in") / "b::file:///etc/c.png"
+    place.write(b"data")
+    assert place.read() == b"data"
+    assert place.store[1].endswith("/in/b::file:///etc/c.png")
+
+
+def test_a_store_that_does_not_answer_is_not_the_images_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    place = Place("memory://bucket/missing.png")
+    with pytest.raises(UnreadableImageError, match="No such file"):
+        place.read()
+
+    def refuse(*_: object) -> None:
+        raise PermissionError("Access Denied")
+
+    monkeypatch.setattr("fsspec.implementations.memory.MemoryFileSystem.info", refuse)
+    with pytest.raises(InspectadError, match=r"cannot be read \(PermissionError: Access Denied\); check") as caught:
+        place.read()
+    assert not isinstance(caught.value, UnreadableImageError)
 
 
 def test_a_node_with_another_version_is_named() -> None:
@@ -162,3 +192,16 @@ def test_workers_are_what_the_nodes_have(
         return
     workers = workers_of_cluster(device)
     assert (workers.device, workers.actors, workers.cpus, workers.gpus) == expected
+
+
+@pytest.mark.parametrize(("cores", "chunk"), [(1, 16), (16, 16), (17, 32), (740, 256)])
+def test_large_clusters_get_larger_chunks(cores: int, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The driver can hand out only so many a second."""
+    monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True, "Resources": {"CPU": float(cores)}}])
+    assert workers_of_cluster("auto").chunk == chunk
+
+
+def test_a_cluster_without_a_processor_is_no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True, "Resources": {}}])
+    with pytest.raises(UsageError, match="no node of the cluster has a processor"):
+        workers_of_cluster("auto")

@@ -46,7 +46,8 @@ def read_datasets(folders: Sequence[Path]) -> dict[str, Dataset]:
         raise UsageError(
             f"{twice[0]} and {twice[1]} have the same name, by which rows are told apart; rename one of them"
         )
-    return {folder.resolve().name: read_dataset(folder) for folder in folders}
+    # Absolute: Ray measures in processes that have other working folders.
+    return {folder.resolve().name: read_dataset(folder.absolute()) for folder in folders}
 
 
 def read_dataset(folder: Path) -> Dataset:

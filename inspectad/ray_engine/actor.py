@@ -90,11 +90,12 @@ def _earlier(asked: Preparation) -> Earlier:
     for kind in FORMATS:
         if (file := output / f"results.{kind}").exists():
             raise OutputError(f"{file}: rows of a scan without --engine ray; choose another folder with -o")
-    shards = find_shards(output)
+    # Not this job's own, which are there when Ray runs this again, for what a dead node had of it.
+    shards = [s for s in find_shards(output) if not s.address.rpartition("/")[2].startswith(f"{asked.run}-")]
     if shards and not asked.resume:
         raise OutputError(
-            f"{output / FOLDER}: has rows of an earlier scan; go on with --resume, remove them, or choose another "
-            "folder with -o"
+            f"{output / FOLDER}: has rows of an earlier scan; go on with --resume, choose another folder with -o, "
+            "or remove rows, heatmaps and maps"
         )
     earlier = read_shards(shards, asked.kind)
     marker = output / RESULTS_MARKER
@@ -148,7 +149,7 @@ class InspectChunks:
         check_version(self._version)
         job: Job = ray.get(self._job)
         for place, what in ((job.root, "the images"), (job.output / job.marker, "the output folder")):
-            if not place.is_url and not place.exists():
+            if not (place.is_url and place != job.root) and place.has_path and not place.exists():
                 raise InspectadError(
                     f"{place}: the node {platform.node()} does not see {what} there; all nodes must have the folder "
                     "under the same path (a network share), or use an object store (s3://...)"

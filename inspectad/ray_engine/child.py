@@ -8,11 +8,12 @@ import contextlib
 import os
 import pickle
 import platform
+import select
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from inspectad.errors import InspectadError
 from inspectad.ray_engine.job import Found, Job
@@ -20,6 +21,11 @@ from inspectad.ray_engine.listing import Name
 
 if TYPE_CHECKING:
     from inspectad.ray_engine.inspector import Inspects
+
+
+_ANSWER_S: Final = 1800.0
+"""For a chunk of images: one whose decoding never ends must not hold the job for ever."""
+_PATIENCE_S: Final = 10.0
 
 
 class DeadChildError(Exception):
@@ -38,7 +44,7 @@ class Child:
         # The same modules as here: Ray puts folders into sys.path that the environment does not name.
         environment = {**os.environ, **job.environment, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         self._process = subprocess.Popen(
-            [sys.executable, "-c", f"from {__name__} import main; main()"],
+            [sys.executable, "-P", "-c", f"from {__name__} import main; main()"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=environment,
@@ -73,14 +79,25 @@ class Child:
         try:
             pickle.dump(question, self._process.stdin)
             self._process.stdin.flush()
+            if not self._answers_within(_ANSWER_S):
+                self.close()
+                raise DeadChildError(f"no answer within {_ANSWER_S:.0f} s")
             is_error, answer = pickle.load(self._process.stdout)
         except (EOFError, OSError, pickle.UnpicklingError) as error:
-            code = self._process.wait()
+            with contextlib.suppress(subprocess.TimeoutExpired):  # it may live, and have answered nonsense
+                self._process.wait(timeout=_PATIENCE_S)
             self.close()
-            raise DeadChildError(_ended(code)) from error
+            raise DeadChildError(_ended(self._process.returncode)) from error
         if is_error:
             raise answer
         return answer
+
+    def _answers_within(self, seconds: float) -> bool:
+        """Whether it says anything, or is dead."""
+        assert self._process.stdout is not None
+        if sys.platform == "win32":  # pipes cannot be waited for there
+            return True
+        return bool(select.select([self._process.stdout], [], [], seconds)[0])
 
 
 def _ended(code: int) -> str:

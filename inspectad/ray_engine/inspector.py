@@ -15,6 +15,7 @@ from inspectad.output_links import check_stays_inside
 from inspectad.pipeline import inspect_files
 from inspectad.ray_engine.job import Found, Job
 from inspectad.ray_engine.listing import Name, path_of
+from inspectad.ray_engine.shards import stored_name
 from inspectad.records import Inspection, Verdict
 from inspectad.results import format_row
 from inspectad.scan import is_distorted, tiled
@@ -67,8 +68,9 @@ class Inspector:
         ]
 
     def _write(self, path: Path, data: bytes) -> None:
-        place = self._job.output / path.as_posix()
-        if not place.is_url:
+        is_url = self._job.output.is_url
+        place = self._job.output / (stored_name(path.as_posix()) if is_url else path.as_posix())
+        if not is_url:
             check_stays_inside(self._job.output.path, place.path.parent)
         place.write(data)
 

@@ -19,6 +19,7 @@ from inspectad.ray_engine.place import Place
 
 CHUNK: Final = 16
 """Images that are inspected by one task: what a dead node's neighbours do again; some 0.4 s of one core."""
+MOST_CHUNK: Final = 256  # in clusters of many cores
 GPU_CHUNK: Final = 512
 
 Name = bytes
@@ -43,9 +44,14 @@ def find_roots(arguments: Sequence[str], output: Place) -> Root:
         raise UsageError("images of one store at a time: all on disks, or all with the same beginning (s3://, gs://)")
     find = _stored_root if Place(arguments[0]).is_url else _disk_root
     root = find(arguments, output)
-    if output in root.folders:
+    if output in root.folders or (not output.is_url and _is_one_of(output, root.folders)):
         raise UsageError(f"{output}: is both input and output; choose another output folder with -o")
     return root
+
+
+def _is_one_of(output: Place, folders: Iterable[Place]) -> bool:
+    real = os.path.realpath(output.path)
+    return any(not folder.is_url and os.path.realpath(folder.path) == real for folder in folders)
 
 
 def _disk_root(arguments: Sequence[str], output: Place) -> Root:

@@ -40,6 +40,11 @@ class Place:
         return _URL.match(self.address) is not None
 
     @property
+    def has_path(self) -> bool:
+        """False of a whole store, which holds all buckets."""
+        return not self.is_url or bool(self.store[1])
+
+    @property
     def path(self) -> Path:
         """Of a place on a disk."""
         return Path(self.address)
@@ -53,7 +58,10 @@ class Place:
         return Place(f"{self.address.rstrip('/')}/{name}")
 
     def read(self) -> bytes:
-        """The bytes of an image here. Raises: UnreadableImageError."""
+        """The bytes of an image here.
+
+        Raises: UnreadableImageError; InspectadError where the store does not answer, or not to us.
+        """
         if not self.is_url:
             return read_file(self.path)
         file_system, path = self.store
@@ -62,8 +70,12 @@ class Place:
             return bytes(file_system.cat_file(path))
         except UnreadableImageError:
             raise
-        except Exception as error:  # each store has errors of its own, which share no base
+        except FileNotFoundError as error:
             raise UnreadableImageError(f"cannot be opened: {_reason(error)}") from error
+        except Exception as error:  # each store has errors of its own, which share no base
+            raise InspectadError(
+                f"{self}: cannot be read ({_reason(error)}); check the endpoint and the credentials of each node"
+            ) from error
 
     def write(self, data: bytes) -> None:
         """A file that is either whole or not there: object stores show none before all of it arrived.
@@ -106,12 +118,15 @@ class Place:
             ) from error
 
 
-@functools.cache  # one connection pool a process
+@functools.lru_cache(maxsize=256)  # of addresses; fsspec has one connection pool a process
 def _store(address: str) -> "tuple[AbstractFileSystem, str]":
     import fsspec
 
     try:
-        file_system, path = fsspec.core.url_to_fs(address, use_listings_cache=False)
+        kind = fsspec.get_filesystem_class(address.partition("://")[0].lower())
+        # Not url_to_fs, which takes "::" in an object's name for a chain of file systems.
+        file_system = kind(**kind._get_kwargs_from_urls(address), use_listings_cache=False)
+        path = kind._strip_protocol(address)
     except ImportError as error:  # it names the package
         raise MissingDependencyError(f"{address}: {error}; on all machines of the cluster") from error
     except ValueError as error:

@@ -1,6 +1,7 @@
 """``inspectad scan --engine ray``: the same scan as a Ray Data job, its rows in shards."""
 
 import contextlib
+import math
 import os
 import threading
 import time
@@ -16,11 +17,11 @@ from inspectad.lock import locked
 from inspectad.model_file import onnx_path, read_model_bytes
 from inspectad.ray_engine.inspector import Inspector, Inspects
 from inspectad.ray_engine.job import Counts, Job
-from inspectad.ray_engine.listing import CHUNK, GPU_CHUNK
+from inspectad.ray_engine.listing import CHUNK, GPU_CHUNK, MOST_CHUNK
 from inspectad.ray_engine.place import Place, absolute
 from inspectad.ray_engine.session import meaning, session
-from inspectad.ray_engine.shards import FOLDER, record_format, run_id
-from inspectad.scan import UNCALIBRATED, ScanSummary, no_images, tile_note, tiled
+from inspectad.ray_engine.shards import FOLDER, record_format, remove_killed, run_id
+from inspectad.scan import UNCALIBRATED, ScanSummary, no_images, remove_temporary, tile_note, tiled
 
 if TYPE_CHECKING:
     from ray import ObjectRef
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 _STORE_READERS: Final = 4  # threads of a core that wait for an object store, most of the time
 _POLL_S: Final = 0.5
+_LATE_S: Final = 120.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +88,7 @@ def scan_on_ray(
         if tiled(config.tile, model.detector.manifest).tiling != model.detector.manifest.tiling:
             on_warning(UNCALIBRATED)
         try:
-            ready, counts = _run(config, model, opened, on_progress)
+            ready, counts = _run(config, model, opened, on_progress, on_warning)
         except Exception as error:  # Ray wraps what a task raises in classes of its own
             found = meaning(error)
             if found is error:
@@ -109,6 +111,8 @@ def _alone(output: Place, on_warning: Callable[[str], None]) -> Iterator[None]:
     with locked(output.path) as warning:
         if warning:
             on_warning(warning)
+        remove_temporary(output.path)
+        remove_killed(output.path / FOLDER)
         yield
 
 
@@ -152,7 +156,11 @@ def workers_of_cluster(device: str) -> _Workers:
         return _Workers(device, sum(int(n["GPU"]) for n in with_gpu), cpus, 1, GPU_CHUNK)
     if device not in ("auto", "cpu"):
         raise UsageError(f"--device {device}: no node of the cluster has a GPU; say auto or cpu")
-    return _Workers("cpu", max(1, sum(int(n.get("CPU", 0)) for n in nodes)), 1, 0, CHUNK)
+    actors = sum(int(n.get("CPU", 0)) for n in nodes)
+    if not actors:
+        raise UsageError("no node of the cluster has a processor to give; 'ray status' says what it has")
+    # The driver hands out some 140 chunks a second, whatever their size.
+    return _Workers("cpu", actors, 1, 0, min(MOST_CHUNK, CHUNK * math.ceil(actors / CHUNK)))
 
 
 def _run(
@@ -160,6 +168,7 @@ def _run(
     model: _Model,
     opened: Callable[[Job], Inspects],
     on_progress: Callable[[int, int, int], None],
+    on_warning: Callable[[str], None],
 ) -> "tuple[Ready, Counts]":
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -178,10 +187,11 @@ def _run(
         tile_note=tile_note(config.tile, model.detector.manifest),
         run=run,
     )
-    answers = ray.remote(num_returns="streaming", num_cpus=0)(actor.prepare).remote(__version__, asked)
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)  # it outlives other nodes
+    prepare = ray.remote(num_returns="streaming", num_cpus=0, scheduling_strategy=here)(actor.prepare)
+    answers = prepare.remote(__version__, asked)
     ready: Ready = ray.get(next(answers))
     done, *entries = answers  # names of images stay where they are
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)  # it outlives other nodes
     tally = ray.remote(num_cpus=0, scheduling_strategy=here)(actor.Tally).remote()
     marker = actor.job_marker(output, run)
     job = Job(
@@ -215,7 +225,7 @@ def _run(
         "tally": tally,
     }
     try:
-        with _watched(tally, on_progress):
+        with _watched(tally, on_progress, on_warning):
             _execute(entries, listing, constructor, workers, sink)
     finally:
         if not output.is_url:
@@ -253,16 +263,26 @@ def _execute(
 
 
 @contextlib.contextmanager
-def _watched(tally: Any, on_progress: Callable[[int, int, int], None]) -> Iterator[None]:
+def _watched(
+    tally: Any, on_progress: Callable[[int, int, int], None], on_warning: Callable[[str], None]
+) -> Iterator[None]:
     """Ask how far it is, now and then, while the block runs."""
     import ray
 
-    over = threading.Event()
+    over, started = threading.Event(), time.monotonic()
 
     def ask() -> None:
+        is_late = False
         while not over.wait(_POLL_S):
             with contextlib.suppress(Exception):  # its node may be gone, and with it only the progress
-                on_progress(*ray.get(tally.counts.remote(), timeout=10))
+                listed, inspected, defects = ray.get(tally.counts.remote(), timeout=10)
+                on_progress(listed, inspected, defects)
+                if not inspected and not is_late and time.monotonic() > started + _LATE_S:
+                    is_late = True
+                    on_warning(
+                        f"no image was inspected in {_LATE_S:.0f} s: 'ray status' says whether the cluster has "
+                        "processors to give"
+                    )
 
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()

@@ -46,7 +46,9 @@ def session(address: str | None) -> Iterator[None]:
         _be_quiet()
         yield
         return
-    with _our_signal_handlers(), _silent():
+    with _our_signal_handlers(), _silent(), contextlib.chdir(os.path.abspath(os.sep)):
+        # Ray has all its processes look for modules in the folder where it is started. In a folder of images, whoever
+        # may put files there must not be able to name one cv2.py.
         _start(address)
     _be_quiet()
     try:

@@ -1,8 +1,10 @@
 """The rows of a job: many files in ``OUTPUT/rows``, each whole, each with its header, none written twice."""
 
+import contextlib
 import io
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from uuid import uuid4
 
+from inspectad.atomic import remove_leftovers
 from inspectad.errors import OutputError, UnreadableImageError
 from inspectad.ray_engine.place import Place
 from inspectad.results import CSV_HEADER, FORMATS, SHARDS, read_records
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
 
 FOLDER: Final = SHARDS
 SHARD_FORMATS: Final = (*FORMATS, "parquet")
+_MARK: Final = re.compile(r"\.\d{8}-\d{6}-[0-9a-f]{6}")  # a dot and a `run_id`
 ROWS_A_SHARD: Final = 4096
 """At least, but for the last one: 0.7 MB of CSV. What an interruption loses is at most so much, and what is on its
 way."""
@@ -35,6 +39,16 @@ def record_format(kind: str) -> str:
 def run_id() -> str:
     """Of a job: its shards have it in their names, so that those of a second one (``--resume``) have others."""
     return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid4().hex[:6]}"
+
+
+def remove_killed(folder: Path) -> None:
+    """What jobs that were killed left beside their shards: temporary files, and the marks that nodes looked for."""
+    remove_leftovers(folder)
+    if folder.is_dir():
+        for path in folder.iterdir():
+            if _MARK.fullmatch(path.name):
+                with contextlib.suppress(OSError):
+                    path.unlink()
 
 
 def shard_name(run: str, task: int, kind: str) -> str:
