@@ -41,10 +41,16 @@ class NameSet:
         return len(self._fresh) + sum(map(len, self._sorted))
 
     def __eq__(self, other: object) -> bool:
-        """Whether these are the names of a set."""
+        """Whether these are the names of a set, or of another one of these."""
+        if isinstance(other, NameSet):
+            return np.array_equal(self._hashes(), other._hashes())
         return isinstance(other, AbstractSet) and len(self) == len(other) and all(name in self for name in other)
 
     __hash__ = None  # type: ignore[assignment]  # it changes
+
+    def _hashes(self) -> _Hashes:
+        fresh = np.fromiter(self._fresh, np.int64, len(self._fresh))
+        return np.sort(np.concatenate([fresh, *self._sorted]))
 
     def _merge(self) -> None:
         merged = np.sort(np.fromiter(self._fresh, np.int64, len(self._fresh)))

@@ -37,14 +37,14 @@ def read_manifest(model: Path) -> tuple[Manifest, Method]:
     return manifest, METHODS[manifest.method]
 
 
-def restore(model: Path, manifest: Manifest, verb: str) -> Restored:
+def restore(model: Path, manifest: Manifest, verb: str, input_size_hw: tuple[int, int] | None = None) -> Restored:
     """Build the network of a model folder.
 
-    Args: manifest: of `read_manifest`; verb: who needs it, for the message.
+    Args: manifest: of `read_manifest`; verb: who needs it, for the message; input_size_hw: another one than its own.
     Raises: ModelFileError: the folder is incomplete or damaged, or ``model`` is a file without its folder.
     """
     tensors, samples = _weights(model, manifest, verb)
-    settings = TrainSettings(input_size_hw=manifest.input_size_hw, backbone=manifest.backbone)
+    settings = TrainSettings(input_size_hw=input_size_hw or manifest.input_size_hw, backbone=manifest.backbone)
     try:
         return Restored(METHODS[manifest.method].restore(tensors, settings), samples)
     except Exception as error:  # an unknown backbone, tensors that are missing or of other shapes: from anybody's file

@@ -83,7 +83,7 @@ def run_cli() -> RunCli:
         given = os.fsencode(stdin)
         command = command_line(*arguments, prelude=prelude)
         done = subprocess.run(
-            command, cwd=cwd, input=given, env=cli_environment(**(env or {})), capture_output=True, timeout=120
+            command, cwd=cwd, input=given, env=cli_environment(**(env or {})), capture_output=True, timeout=280
         )
         texts = (part.decode("utf-8", "surrogateescape") for part in (done.stdout, done.stderr))
         return subprocess.CompletedProcess(done.args, done.returncode, *texts)

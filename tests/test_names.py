@@ -32,3 +32,12 @@ def test_many_names_take_few_bytes() -> None:
         tracemalloc.stop()
     assert len(found) == count
     assert held < 10 * count
+
+
+def test_two_sets_of_the_same_names_are_equal_however_they_were_filled(monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = [f"{i}.png" for i in range(40)]
+    plain = NameSet(wanted)
+    monkeypatch.setattr("inspectad.names._FRESH", 7)
+    assert NameSet(reversed(wanted)) == plain
+    assert NameSet(wanted[1:]) != plain
+    assert NameSet([*wanted[1:], "other.png"]) != plain

@@ -90,9 +90,7 @@ class Models:
             from inspectad.onnx_graph import export_graph
             from inspectad.restore import restore
 
-            restored = restore(
-                self._model, dataclasses.replace(self.manifest, input_size_hw=input_hw), "benchmark speed"
-            )
+            restored = restore(self._model, self.manifest, "benchmark speed", input_hw)
             samples = [resize(sample, input_hw) for sample in restored.samples]
             self._graphs[input_hw] = export_graph(restored.module, input_hw), samples
         return self._graphs[input_hw]
