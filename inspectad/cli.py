@@ -113,6 +113,9 @@ MaxMegapixelsOption = Annotated[
     typer.Option(envvar=VARIABLE, help="Larger images are refused by what their header says, before memory is taken."),
 ]
 
+ImagesOrRendered = Annotated[
+    Path | None, typer.Argument(help="Folder of images (recursive); without it, parts are rendered.")
+]
 EngineOption = Annotated[
     Engine, typer.Option("--engine", help="ray shares the work among the machines of a Ray cluster.")
 ]
@@ -576,9 +579,7 @@ def accuracy(
 @benchmark_app.command()
 @_reporting
 def speed(
-    images: Annotated[
-        Path | None, typer.Argument(help="Folder of images (recursive); without it, parts are rendered.")
-    ] = None,
+    images: ImagesOrRendered = None,
     model: Annotated[
         Path | None,
         typer.Option(
@@ -644,9 +645,7 @@ def speed(
 @benchmark_app.command()
 @_reporting
 def soak(
-    images: Annotated[
-        Path | None, typer.Argument(help="Folder of images (recursive); without it, parts are rendered.")
-    ] = None,
+    images: ImagesOrRendered = None,
     model: Annotated[
         Path | None,
         typer.Option(

@@ -10,7 +10,7 @@ from inspectad.image_files import RESULTS_MARKER, expand_arguments
 from inspectad.images import decode_image, load_image, read_file, to_8_bit
 from inspectad.judge import explanation_path
 from inspectad.methods import METHODS
-from inspectad.output_links import check_stays_inside
+from inspectad.output_links import write_inside
 from inspectad.png import encode_png
 from inspectad.progress import Step, silent
 from inspectad.restore import read_manifest, restore
@@ -74,6 +74,5 @@ def explain(config: ExplainConfig, say: Step = silent) -> ExplainSummary:
             continue
         picture = method.explain(module, pixels, source)
         path = explanation_path(config.output, file.name)
-        check_stays_inside(config.output, path.parent)
-        write_atomically(path, encode_png(picture))
+        write_inside(config.output, path, encode_png(picture))
     return ExplainSummary(len(files) - len(unreadable), tuple(unreadable), time.perf_counter() - started)

@@ -5,16 +5,16 @@ import math
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 import cv2
 
-from inspectad.atomic import write_atomically
 from inspectad.detector import OnnxDetector
 from inspectad.errors import UnreadableImageError
 from inspectad.heatmap import find_regions, region_level, render_overlay
-from inspectad.output_links import check_stays_inside
+from inspectad.output_links import write_inside
 from inspectad.pipeline import TOO_LARGE, Prepared, Scored
 from inspectad.png import encode_png
 from inspectad.records import ByteArray, Inspection, Verdict
@@ -68,7 +68,7 @@ class Judge:
         self._output = output
         self._heatmaps = heatmaps
         self._maps = maps
-        self._write = write or self._write_inside
+        self._write = write or partial(write_inside, output)
         self.threshold = self._calibration.threshold if threshold is None else threshold
         self._map_threshold = self._calibration.map_threshold * self.threshold / self._calibration.threshold
 
@@ -103,10 +103,6 @@ class Judge:
             elapsed_ms=_ms_since(prepared.started),
             model=self._model,
         )
-
-    def _write_inside(self, path: Path, data: bytes) -> None:
-        check_stays_inside(self._output, path.parent)  # the file itself is replaced, be it a link
-        write_atomically(path, data)
 
     def look(self, scored: Scored) -> tuple[Verdict, float]:
         """The verdict, and the level that regions of the map are cut at."""

@@ -7,6 +7,7 @@ The folder may come from anybody (unpacked, shared, left by another program), wi
 import os
 from pathlib import Path
 
+from inspectad.atomic import write_atomically
 from inspectad.errors import OutputError
 
 
@@ -22,3 +23,12 @@ def check_stays_inside(output: Path, path: Path) -> None:
     # Of the file itself too: some are opened and written on, not replaced.
     if not Path(os.path.realpath(path)).is_relative_to(root):
         raise OutputError(f"{path}: a link leads out of the output folder; remove it, or choose another folder with -o")
+
+
+def write_inside(output: Path, path: Path, data: bytes) -> None:
+    """Write a file below the output folder, whole or not at all; a link in its place is replaced.
+
+    Raises: OutputError: a folder on the way is a link that leads out of it, or as `write_atomically`.
+    """
+    check_stays_inside(output, path.parent)
+    write_atomically(path, data)

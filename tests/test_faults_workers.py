@@ -106,7 +106,7 @@ def test_what_cannot_be_written_is_no_images_fault(
     def full(*_: object) -> None:
         raise OutputError("heatmap: cannot be written")
 
-    monkeypatch.setattr("inspectad.judge.write_atomically", full)
+    monkeypatch.setattr("inspectad.output_links.write_atomically", full)
     with pytest.raises(OutputError, match="heatmap"):
         run(trained, many, heatmaps="all")
     assert rows_in(many) == []

@@ -11,7 +11,7 @@ from inspectad.detector import OnnxDetector
 from inspectad.image_files import ImageFile
 from inspectad.judge import Judge
 from inspectad.network import share
-from inspectad.output_links import check_stays_inside
+from inspectad.output_links import write_inside
 from inspectad.pipeline import inspect_files
 from inspectad.ray_engine.job import Found, Job
 from inspectad.ray_engine.listing import Name, path_of
@@ -68,11 +68,11 @@ class Inspector:
         ]
 
     def _write(self, path: Path, data: bytes) -> None:
-        is_url = self._job.output.is_url
-        place = self._job.output / (stored_name(path.as_posix()) if is_url else path.as_posix())
-        if not is_url:
-            check_stays_inside(self._job.output.path, place.path.parent)
-        place.write(data)
+        output = self._job.output
+        if output.is_url:
+            (output / stored_name(path.as_posix())).write(data)
+        else:
+            write_inside(output.path, output.path / path, data)
 
 
 def unreadable(name: Name, why: str, model: str, kind: str) -> Found:
