@@ -184,7 +184,7 @@ def _patience(path: Path, *, closed: bool) -> float:
     One that cannot be read within `_HANGS_SECONDS` is given at once: the scan has a rule for it (`inspectad.pipeline`),
     and the other files must not wait for it here.
     """
-    answer: queue.SimpleQueue[bool | Exception | None] = queue.SimpleQueue()
+    answer: queue.Queue[bool | Exception | None] = queue.Queue()
     threading.Thread(target=_ask_whether_whole, args=(path, answer), daemon=True).start()
     try:
         whole = answer.get(timeout=_HANGS_SECONDS)
@@ -199,7 +199,7 @@ def _patience(path: Path, *, closed: bool) -> float:
     return _POLL_SECONDS if whole else _UNMARKED_SECONDS
 
 
-def _ask_whether_whole(path: Path, answer: "queue.SimpleQueue[bool | Exception | None]") -> None:
+def _ask_whether_whole(path: Path, answer: "queue.Queue[bool | Exception | None]") -> None:
     """In a thread of its own, which may never end, on a drive that hangs."""
     try:
         answer.put(is_whole(read_file(path, tries=1)))  # `Arrivals` looks again anyway

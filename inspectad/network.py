@@ -116,7 +116,7 @@ class Batched:
         self.callers = 2 * batch_size * len(detectors)  # one batch is filled while another is run
         self._batch_size = batch_size
         self._closed, self._lock = False, threading.Lock()
-        self._requests: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
+        self._requests: queue.Queue[_Request | None] = queue.Queue()
         self._threads = [threading.Thread(target=self._serve, args=(d,), daemon=True) for d in detectors]
         try:
             for thread in self._threads:

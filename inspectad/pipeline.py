@@ -201,7 +201,7 @@ class Pipeline:
         self._budget = Budget(_IN_FLIGHT_BYTES)
         self._stopped = threading.Event()
         self._ahead: queue.Queue[_Job | BaseException | None] = queue.Queue(_WAITING * workers)
-        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._jobs: queue.Queue[_Job | None] = queue.Queue()
         self._wanted = workers
         self._workers: dict[threading.Thread, _Job | None] = {}  # and the image that each is at
         self._left_behind: list[threading.Thread] = []

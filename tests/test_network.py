@@ -4,7 +4,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -121,6 +121,27 @@ def test_a_batch_that_is_not_full_starts_after_a_while() -> None:
         assert network.score(picture(value))[0] == value
     network.close()
     assert fake.batches == [1, 1, 1]
+
+
+def test_a_wait_that_is_over_at_once_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`queue.SimpleQueue.get(timeout=1e-9)` never returned, about once in a thousand times, and so did a scan now and
+    then whose thread lost its core just when it began to wait for its batch to fill.
+    """
+    monkeypatch.setattr("inspectad.network._FILL_S", 1e-6)
+    network = Batched([], 2)  # nobody serves: this test does
+    request = picture(7), Future()
+    batches = []
+
+    def serve() -> None:
+        for _ in range(20_000):
+            network._requests.put(request)
+            batches.append(network._next_batch(2))
+
+    server = threading.Thread(target=serve, daemon=True)
+    server.start()
+    server.join(60)
+    assert len(batches) == 20_000
+    assert all(batch == [request] and more for batch, more in batches)
 
 
 def test_all_devices_work() -> None:
