@@ -24,14 +24,15 @@ if TYPE_CHECKING:
 _FLOAT_CONVOLUTIONS: Final = 3
 """The trunk's first block stays in float: few weights, wide ranges. See README, "What was tried"."""
 _MARGIN: Final = 1.2  # patches of defects may have larger components than those of good images
-_BITS: Final = 127  # of a signed byte
+_BITS: Final = 127  # to either side of `_ZERO`
+_ZERO: Final = 128  # what stands for 0 in an unsigned byte
 
 
 def to_int8(graph: bytes, samples: list[ByteArray]) -> bytes:
     """Static 8-bit quantisation, per channel, ranges from the model's training images, by onnxruntime's quantiser.
 
-    Weights keep 7 bits: processors without VNNI add pairs of products in 16 bits, where 8-bit weights overflow, and the
-    same file must give the same verdicts everywhere.
+    Convolutions have signed weights of 8 bits, for which x86 processors without VNNI add pairs of products in 16 bits
+    that may overflow: scores are others there, and a scan says so (`inspectad.detector`).
     """
     import onnx
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
@@ -129,6 +130,9 @@ def _quantise_search(model: "onnx.ModelProto", search: _Search, scale: float) ->
 
     The columns of ones become a whole number, the highest there is if components are small, and the bank's own share
     of them, the squared lengths, is divided by that; its unit is chosen so that they fit as well.
+
+    Both factors are unsigned: a signed bank overflows the 16 bits in which processors without VNNI add pairs, and the
+    neighbour found is another one then. With VNNI onnxruntime has one kernel for both.
     """
     from onnx import helper, numpy_helper
 
@@ -138,9 +142,8 @@ def _quantise_search(model: "onnx.ModelProto", search: _Search, scale: float) ->
     keys = np.concatenate([np.rint(vectors / unit), np.rint(norms / (one * scale * unit))])
     constants = {
         "scale": np.float32(scale),
-        "zero": np.uint8(_BITS + 1),
-        "keys": keys.astype(np.int8),
-        "keys_zero": np.int8(0),
+        "zero": np.uint8(_ZERO),
+        "keys": (keys + _ZERO).astype(np.uint8),
     }
     names = {key: f"{search.node}_{key}" for key in constants}
     model.graph.initializer.extend(numpy_helper.from_array(np.asarray(v), names[k]) for k, v in constants.items())
@@ -152,7 +155,7 @@ def _quantise_search(model: "onnx.ModelProto", search: _Search, scale: float) ->
     )
     product = helper.make_node(
         "MatMulInteger",
-        [whole, names["keys"], names["zero"], names["keys_zero"]],
+        [whole, names["keys"], names["zero"], names["zero"]],
         list(node.output),
         name=search.node,
     )
