@@ -16,6 +16,8 @@ from inspectad.errors import InspectadError, UsageError
 from inspectad.records import ByteArray, FloatArray
 
 GPU_BATCH: Final = 16
+_SERVERS: Final = 2
+"""Threads a GPU: one gathers a batch and hands out answers while the GPU works for the other."""
 _FILL_S: Final = 0.002
 """How long a batch that is not full waits for further images."""
 
@@ -48,7 +50,9 @@ def share(detectors: Sequence[OnnxDetector], batch_size: int = 0, alone: OnnxDet
     batch_size = batch_size or (1 if on_cpu else GPU_BATCH)
     if batch_size == 1 and len(detectors) == 1:
         return Direct(detectors[0], alone)
-    return Batched([d for d in detectors for _ in range(cores() if on_cpu else 1)], batch_size)
+    if on_cpu:
+        return Batched([d for d in detectors for _ in range(cores())], batch_size)
+    return Batched([d for d in detectors for _ in range(_SERVERS)], batch_size, 2 * batch_size * len(detectors))
 
 
 def open_network(
@@ -106,15 +110,18 @@ _Request = tuple[ByteArray, "Future[tuple[float, FloatArray]]"]
 
 
 class Batched:
-    """Images of many callers are gathered into batches, by a thread for each detector given (a GPU each, or a core).
+    """Images of many callers are gathered into batches, by a thread for each detector given.
 
-    A batch starts when it is full, or `_FILL_S` after its first image. One that a detector cannot take is halved,
-    since what is short then is mostly its memory; if all images go in halves, no batch as large is tried again there.
+    A batch starts when it is full, or `_FILL_S` after its first image; only then is the next one gathered. One that a
+    detector cannot take is halved, since what is short then is mostly its memory; if all images go in halves, no batch
+    as large is tried again there.
     """
 
-    def __init__(self, detectors: Sequence[OnnxDetector], batch_size: int) -> None:
-        self.callers = 2 * batch_size * len(detectors)  # one batch is filled while another is run
+    def __init__(self, detectors: Sequence[OnnxDetector], batch_size: int, callers: int = 0) -> None:
+        """Args: callers: how many keep them all busy; by default one batch is filled while another is run."""
+        self.callers = callers or 2 * batch_size * len(detectors)
         self._batch_size = batch_size
+        self._gathering = threading.Lock()  # else several threads would each get a part of what is one batch
         self._closed, self._lock = False, threading.Lock()
         self._requests: queue.Queue[_Request | None] = queue.Queue()
         self._threads = [threading.Thread(target=self._serve, args=(d,), daemon=True) for d in detectors]
@@ -146,7 +153,8 @@ class Batched:
     def _serve(self, detector: OnnxDetector) -> None:
         more, size = True, self._batch_size
         while more:
-            batch, more = self._next_batch(size)
+            with self._gathering:
+                batch, more = self._next_batch(size)
             if batch:
                 size = min(size, _answer(detector, batch) or size)
 
