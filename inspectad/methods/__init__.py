@@ -40,6 +40,12 @@ class Method:
         learns_masks: it can use masks of the defects.
         needs_defects: there is no model without a defect image.
         has_epochs: it trains a network, for a number of epochs that the user may choose.
+        has_steps: it trains for a number of steps a scale that the user may choose, to tell transformations apart.
+        has_samples: `Fitted.samples` is a picture of what it generates.
+        square_side: its input is a square of this side in pixels, whatever the images are; None: chosen from images.
+        has_backbone: it stands on a pretrained backbone.
+        asks_pose: it makes use of how parts lie.
+        learns_defects: defects change its model, so that one is scored by a model without it.
         explain: (module, image at its input size, source image) to the picture that ``inspectad explain`` writes, at
             the source's size; None where the anomaly map is all there is to see. Images are uint8 (H, W, 3), RGB.
     """
@@ -51,6 +57,12 @@ class Method:
     learns_masks: bool = False
     needs_defects: bool = False
     has_epochs: bool = False
+    has_steps: bool = False
+    has_samples: bool = False
+    square_side: int | None = None
+    has_backbone: bool = True
+    asks_pose: bool = True
+    learns_defects: bool = True
     explain: Callable[[nn.Module, ByteArray, ByteArray], ByteArray] | None = None
 
 
