@@ -63,7 +63,8 @@ class Models:
         if method.square_side is not None:
             height, width = self.manifest.input_size_hw
             raise UsageError(
-                f"--sizes: a model of {self.manifest.method} has one input size, {width} x {height}; leave the option out"
+                f"--sizes: a model of {self.manifest.method} has one input size, {width} x {height} px; leave the "
+                "option out"
             )
 
     def precisions(self, wanted: tuple[str, ...]) -> tuple[str, ...]:
