@@ -17,7 +17,8 @@ antialiased bicubic interpolation, rounded to 8 bits.
 Draw d of a class teaches on the first images of numpy's ``default_rng(d).permutation`` of its training images, and d
 is the seed of the training. ``--parts`` is the ablation: all is the whole method, no_generator has discriminators that
 tell the transformations of the training image apart and generates nothing, finest_scale and coarsest_scale have that
-scale alone.
+scale alone. All patches of an image count (``--share``), as published for classes; ``inspectad train`` looks for
+defects, and takes the least sure ones.
 
 Prints the settings, a line for each training as it ends (in any order with --jobs), and a table of means. The images
 that taught are named by their place in x_train. ``--json FILE`` has all of it, and is written anew after each training.
@@ -57,6 +58,7 @@ class Job:
     shots: int
     steps: int | None
     transformations: str
+    share: float
     test: int
     device: str
     threads: int
@@ -94,6 +96,7 @@ def main() -> None:
             shots=args.shots,
             steps=args.steps,
             transformations=args.transformations,
+            share=args.share,
             test=args.test,
             device=device,
             threads=args.threads,
@@ -131,6 +134,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, help="training steps of each scale; the method's own number if absent")
     parser.add_argument("--transformations", choices=("rotations", "all"), default="rotations")
     parser.add_argument("--parts", default="all", help=f"of {','.join(PARTS)}")
+    parser.add_argument("--share", type=float, default=1.0, help="of the patches that count, the least sure; 1: all")
     parser.add_argument("--test", type=int, default=0, help="score only so many test images, evenly spread; 0: all")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--threads", type=int, default=0, help="of torch in each process; 0: cores / jobs")
@@ -188,6 +192,7 @@ def run(job: Job) -> Result:
         good,  # it asks for images by number, and no more
         [],
         settings,
+        lowest_share=job.share,
         with_generator=job.part != "no_generator",
         sides={"finest_scale": sides[-1:], "coarsest_scale": sides[:1]}.get(job.part),
     )
