@@ -69,7 +69,7 @@ def made(folders: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
         patch.setattr(htdg, "sides_of", lambda _: (25, 32))
         report = inspectad.train(
             *(folders / "good", folders / "defects", root / "model"),
-            **{"method": "htdg", "steps": 2, "device": "cpu", "samples": root / "samples"},
+            method="htdg", steps=2, device="cpu", samples=root / "samples",
             say=lambda text, *_: said.setdefault(text),
         )
     return Made(root / "model", root / "samples", report, tuple(said))

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from inspectad.calibration import BANK_EXPONENT
 from inspectad.methods.devnet import MAX_FOLDS, DevNetTrainer, explain_devnet, restore_devnet
+from inspectad.methods.htdg import MAX_FOLDS as HTDG_MAX_FOLDS
+from inspectad.methods.htdg import HTDGTrainer, restore_htdg
 from inspectad.methods.memory_bank import MemoryBankTrainer, restore_memory_bank
 from inspectad.nn.fitted import Fitted
 from inspectad.nn.settings import TrainSettings
@@ -75,5 +77,16 @@ METHODS: dict[str, Method] = {
         needs_defects=True,
         has_epochs=True,
         explain=explain_devnet,
+    ),
+    "htdg": Method(
+        HTDGTrainer,
+        restore_htdg,
+        max_folds=HTDG_MAX_FOLDS,
+        has_steps=True,
+        has_samples=True,
+        square_side=64,
+        has_backbone=False,
+        asks_pose=False,
+        learns_defects=False,
     ),
 }
