@@ -44,7 +44,8 @@ import torch.nn.functional as F
 
 SIDE = 64
 PARTS = ("all", "no_generator", "finest_scale", "coarsest_scale")
-SCORED_AT_A_TIME = 64
+SCORED_AT_A_TIME = {"cpu": 8, "cuda": 256}
+"""Test images in a batch: on a CPU what they become should stay in its caches."""
 
 
 @dataclass(frozen=True)
@@ -229,7 +230,7 @@ def resized(images: np.ndarray) -> np.ndarray:
 def score(module: torch.nn.Module, images: np.ndarray, device: str) -> np.ndarray:
     """Image scores (N,), higher is more anomalous."""
     with torch.inference_mode():
-        batches = torch.from_numpy(images).split(SCORED_AT_A_TIME)
+        batches = torch.from_numpy(images).split(SCORED_AT_A_TIME[device])
         return torch.cat([module(batch.to(device))[0].cpu() for batch in batches]).numpy()
 
 
@@ -241,15 +242,18 @@ def auroc(scores: np.ndarray, is_other: np.ndarray) -> float:
 
 
 def print_means(part: str, labels: Sequence[int], results: Sequence[Result]) -> None:
-    """A line for each class, and one for the mean over them."""
-    means, spreads = [], []
-    for label in labels:
-        found = [100 * r.auroc for r in results if r.label == label]
-        means.append(float(np.mean(found)))
-        spreads.append(float(np.std(found, ddof=1)) if len(found) > 1 else math.nan)
-        print(f"{part:<16}{label:>5} {len(found):>5}  {means[-1]:.1f} ± {spreads[-1]:.1f}")
+    """A line for each class, and one for the mean over them, of means and of deviations."""
+    figures = {label: [100 * r.auroc for r in results if r.label == label] for label in labels}
+    means, spreads = ([f(found) for found in figures.values()] for f in (np.mean, deviation))
+    for (label, found), mean, spread in zip(figures.items(), means, spreads, strict=True):
+        print(f"{part:<16}{label:>5} {len(found):>5}  {mean:.1f} ± {spread:.1f}")
     if len(labels) > 1:
         print(f"{part:<16}{'mean':>5} {'':>5}  {np.mean(means):.1f} ± {np.mean(spreads):.1f}")
+
+
+def deviation(figures: Sequence[float]) -> float:
+    """Sample standard deviation; nan of one figure."""
+    return float(np.std(figures, ddof=1)) if len(figures) > 1 else math.nan
 
 
 def write_json(path: Path, settings: dict[str, str], results: Sequence[Result]) -> None:

@@ -8,15 +8,17 @@ import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
+import onnx
 import pytest
 import torch
 from conftest import RunCli, write_png
 
 import inspectad
-from inspectad import training
+from inspectad import console, training
 from inspectad.benchmark import accuracy
 from inspectad.benchmark.accuracy import run_accuracy
 from inspectad.benchmark.datasets import read_datasets
@@ -26,7 +28,7 @@ from inspectad.benchmark.speed_models import Models
 from inspectad.demo_part import render_part
 from inspectad.errors import InspectadError, OutputError, TrainingError, UsageError
 from inspectad.explain import ExplainConfig, explain
-from inspectad.export import ExportConfig, export
+from inspectad.export import ExportConfig, export, to_fp16
 from inspectad.held_out import score_held_out
 from inspectad.image_files import RESULTS_MARKER, find_images
 from inspectad.methods import METHODS, htdg
@@ -69,7 +71,10 @@ def made(folders: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
         patch.setattr(htdg, "sides_of", lambda _: (25, 32))
         report = inspectad.train(
             *(folders / "good", folders / "defects", root / "model"),
-            method="htdg", steps=2, device="cpu", samples=root / "samples",
+            method="htdg",
+            steps=2,
+            device="cpu",
+            samples=root / "samples",
             say=lambda text, *_: said.setdefault(text),
         )
     return Made(root / "model", root / "samples", report, tuple(said))
@@ -171,6 +176,13 @@ def test_the_only_good_image_takes_one_training_whatever_defects_there_are(folde
     assert scores.tolist() == [pytest.approx(defects[0].mean(), rel=1e-5)]
 
 
+def graph_of(model: Path) -> bytes:
+    """Without the manifest behind it."""
+    found = onnx.load(model / "model.onnx")
+    del found.metadata_props[:]
+    return bytes(found.SerializeToString())
+
+
 class MeanGrey(torch.nn.Module):
     """Its score is an image's mean."""
 
@@ -210,6 +222,8 @@ def test_scan_evaluate_and_export(made: Made, folders: Path, run_cli: RunCli, tm
 def test_verbs_that_it_has_no_answer_for_say_so(made: Made, folders: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="htdg has no explanation of its own"):
         explain(ExplainConfig(images=(str(folders / "good"),), model=made.model, output=tmp_path / "explain"))
+    with pytest.raises(UsageError, match="no convolutional trunk that half precision would make faster"):
+        to_fp16(graph_of(made.model))
     models = Models(made.model, made.report.manifest, tmp_path, lambda *_: None)
     models.check((), ())
     with pytest.raises(UsageError, match="a model of htdg has one input size, 64 x 64 px"):
@@ -285,3 +299,20 @@ def test_a_training_that_was_killed_goes_on_to_the_same_model(
     for name in ("model.onnx", "weights.safetensors"):
         assert (out / name).read_bytes() == (made.model / name).read_bytes()
     assert (tmp_path / "samples" / "samples.png").read_bytes() == (made.samples / "samples.png").read_bytes()
+
+
+def test_where_there_is_no_terminal_a_line_says_losses_and_time_left(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = iter([10.0, 20.0, 70.0, 280.0])
+    monkeypatch.setattr(console, "time", SimpleNamespace(monotonic=lambda: next(now)))
+    monkeypatch.setattr(console, "err", console.console(stderr=True))
+    progress = console.StepProgress(None)
+    progress.said = 0.0
+    for done in (100, 101, 150, 190):
+        progress.step("learning the pyramid", done, 200, "scale 4 of 5, D 0.512, G 1.204, rec 0.008")
+    assert capsys.readouterr().err.splitlines() == [
+        "learning the pyramid ...",
+        "learning the pyramid: 150 of 200, scale 4 of 5, D 0.512, G 1.204, rec 0.008, 60 s left",
+        "learning the pyramid: 190 of 200, scale 4 of 5, D 0.512, G 1.204, rec 0.008, 30 s left",
+    ]
