@@ -29,6 +29,7 @@ SMOOTHING_PX: Final = 4.0
 """Sigma of the Gaussian on the map, in pixels of the input."""
 _SUREST: Final = 0.1
 """Share of the patches that `told_turns` looks at."""
+_LEAST_NORMALITY: Final = 1e-6
 _LEAST_SPREAD: Final = 0.01
 """A scale whose votes hardly differ between altered copies weighs as if they did by so much."""
 
@@ -145,8 +146,12 @@ def lowest_mean(votes: Tensor, share: float) -> Tensor:
 
 
 def surprise(normality: Tensor) -> Tensor:
-    """From normality in 0..1 to an anomaly, higher meaning more anomalous."""
-    return 1 - normality
+    """From normality in 0..1 to an anomaly, 0 or more: its negative logarithm.
+
+    The order is that of 1 - normality. But that ends at 1, near which the scores of all images that were not trained on
+    crowd, and a threshold that is to lie some way above good ones' would lie above all that can be.
+    """
+    return -normality.clamp(_LEAST_NORMALITY, 1.0).log()
 
 
 def restore_votes(tensors: dict[str, Tensor], input_side: int) -> TransformationVotes:
