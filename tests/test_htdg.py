@@ -129,6 +129,16 @@ def test_what_keeps_all_pixels_is_undone_exactly_and_nothing_else() -> None:
         moves.undo(image, ALL[-1])
 
 
+@pytest.mark.parametrize("transformations", [ROTATIONS, ALL[::-1]])
+def test_all_transformations_at_once_are_those_one_after_the_other(
+    transformations: tuple[Transformation, ...],
+) -> None:
+    images = torch.rand(3, 3, 20, 20, generator=random_source())
+    table = moves.pixel_table(transformations, 20)
+    has_grey = any(t.grey for t in transformations)
+    assert torch.equal(moves.look_up(images, table, has_grey=has_grey), apply_all(images, transformations))
+
+
 def test_the_order_of_transformations_travels_as_numbers() -> None:
     order = [ALL[i] for i in np.random.default_rng(0).permutation(54)]
     assert moves.from_tensor(moves.to_tensor(order)) == tuple(order)
