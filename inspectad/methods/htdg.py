@@ -29,9 +29,10 @@ from torch import Tensor, nn
 
 from inspectad.errors import TrainingError
 from inspectad.nn.altered_copies import altered_copies
-from inspectad.nn.fit_pyramid import MOST_A_STEP, UPDATES, PyramidPlan, Scale, fit_pyramid
+from inspectad.nn.fit_pyramid import MOST_A_STEP, fit_pyramid
 from inspectad.nn.fitted import Fitted
 from inspectad.nn.patch_gan import RECEPTIVE_FIELD, sides_of
+from inspectad.nn.pyramid import UPDATES, PyramidPlan, Scale
 from inspectad.nn.pyramid_samples import draw_samples
 from inspectad.nn.settings import TrainSettings
 from inspectad.nn.transformation_votes import TransformationVotes, restore_votes, told_turns

@@ -16,10 +16,8 @@ import copy
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Final
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -27,80 +25,19 @@ from torch import Tensor, nn
 from inspectad.checkpoint import Checkpoints
 from inspectad.errors import TrainingError
 from inspectad.nn.adam_state import adam_tensors, restore_adam
-from inspectad.nn.patch_gan import Discriminator, Generator, resample, resampling, start, width_of
+from inspectad.nn.patch_gan import Discriminator, Generator, start, width_of
+from inspectad.nn.pyramid import UPDATES, PyramidPlan, Scale, generate, generated, noise, pyramid_images, source
 from inspectad.nn.transformations import Transformation, apply_all
 from inspectad.progress import Step, silent
 
 MOST_A_STEP: Final = 10
 """Training images in a step; as many as the most that was published."""
-UPDATES: Final = 3
 RECONSTRUCTION: Final = 100.0
 """Weight of the mean squared error of the reconstruction in the generator's loss."""
 AMPLITUDE: Final = 0.1
 """Of the noise, above the coarsest scale: times the mean error of the reconstruction so far."""
 _SECONDS: Final = 60.0  # between checkpoints
 _START, _FIXED, _STEP, _DRAW = range(4)  # what random numbers are for
-
-
-@dataclass(frozen=True, slots=True)
-class PyramidPlan:
-    """What is trained, and for how long.
-
-    Attributes:
-        sides: of the scales, coarsest first.
-        steps: of each scale, of `UPDATES` updates of either network.
-        with_generator: without, discriminators tell the transformations of the training images apart and nothing else.
-    """
-
-    sides: tuple[int, ...]
-    transformations: tuple[Transformation, ...]
-    steps: int
-    seed: int
-    with_generator: bool = True
-    learning_rate: float = 5e-4
-    betas: tuple[float, float] = (0.5, 0.999)
-
-    def rate_of(self, step: int) -> float:
-        """The discriminator's learning rate, a tenth from half of the steps on; the generator's stays."""
-        return self.learning_rate * (0.1 if step >= max(1, self.steps // 2) else 1.0)
-
-    @property
-    def classes(self) -> int:
-        """Of the discriminators' logits; the last one is "generated", where there is a generator."""
-        return len(self.transformations) + self.with_generator
-
-
-@dataclass(slots=True)
-class Scale:
-    """One scale, finished or at work.
-
-    Attributes:
-        side: of its images.
-        amplitudes: of the noise, (N,).
-        fixed: the noise of the reconstruction, (1, 3, side, side).
-        step: steps done.
-        losses: last ones of the discriminator, the generator and the reconstruction.
-    """
-
-    side: int
-    discriminator: Discriminator
-    generator: Generator
-    amplitudes: Tensor
-    fixed: Tensor
-    step: int = 0
-    losses: tuple[float, ...] = (math.nan, math.nan, math.nan)
-
-    def freeze(self) -> None:
-        """Nothing of it learns any more."""
-        for network in (self.discriminator, self.generator):
-            network.eval().requires_grad_(False)
-            network.zero_grad()
-
-
-def pyramid_images(images: Tensor, sides: Sequence[int]) -> list[Tensor]:
-    """Images uint8 (N, S, S, 3) at each side: (N, 3, side, side) in -1..1, each reduced from the images themselves."""
-    pixels = images.permute(0, 3, 1, 2).float() / 127.5 - 1
-    return [resample(pixels, resampling(pixels.shape[-1], side).to(pixels.device)) for side in sides]
 
 
 def right_answers(plan: PyramidPlan, images: int, device: torch.device) -> Tensor:
@@ -251,7 +188,7 @@ class _ScaleTraining:
         scale = self._scale
         with torch.no_grad():
             previous = generate(self._lower, scale.side, images, random)
-        return _generated(scale, self._number, previous, images, random)
+        return generated(scale, self._number, previous, images, random)
 
     def _checked(self, lost: Tensor) -> tuple[float, ...]:
         losses = tuple(lost.tolist())
@@ -315,39 +252,6 @@ def _detail(number: int, plan: PyramidPlan, losses: Sequence[float]) -> str:
     """For people, while it goes."""
     told = [f"{n} {v:.3f}" for n, v in zip(("D", "G", "rec"), losses, strict=True) if math.isfinite(v)]
     return ", ".join([f"scale {number} of {len(plan.sides)}", *told])
-
-
-def source(*key: int) -> torch.Generator:
-    """A generator of random numbers, on the CPU whatever the device, that depends on this key alone."""
-    return torch.Generator().manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1))
-
-
-def noise(images: int, side: int, number: int, random: torch.Generator) -> Tensor:
-    """(B, 3, side, side) standard normal; at the coarsest scale the three channels are equal."""
-    channels = 1 if number == 0 else 3
-    return torch.randn(images, channels, side, side, generator=random).expand(-1, 3, -1, -1)
-
-
-def generate(scales: Sequence[Scale], side: int, images: Tensor, random: torch.Generator | None) -> Tensor:
-    """What finished scales make of noise, resampled to ``side``.
-
-    Args: images (B,) which training images it is to be like; random: None for the noise of the reconstruction.
-    Returns: (B, 3, side, side), zeros of no scales.
-    """
-    previous = torch.zeros(len(images), 3, side, side, device=images.device)
-    for number, scale in enumerate(scales):
-        if number == 0:
-            previous = previous.new_zeros(len(images), 3, scale.side, scale.side)
-        made = _generated(scale, number, previous, images, random)
-        following = scales[number + 1].side if number + 1 < len(scales) else side
-        previous = resample(made.float(), resampling(scale.side, following).to(made.device))
-    return previous
-
-
-def _generated(scale: Scale, number: int, previous: Tensor, images: Tensor, random: torch.Generator | None) -> Tensor:
-    drawn = scale.fixed if random is None else noise(len(images), scale.side, number, random).to(images.device)
-    made: Tensor = scale.generator(scale.amplitudes[images].view(-1, 1, 1, 1) * drawn, previous, images)
-    return made
 
 
 def fast(device: torch.device) -> contextlib.AbstractContextManager[object]:

@@ -6,8 +6,8 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from inspectad.nn.fit_pyramid import PyramidPlan, Scale, generate, source
 from inspectad.nn.patch_gan import resample, resampling
+from inspectad.nn.pyramid import PyramidPlan, Scale, generate, source
 from inspectad.records import ByteArray
 
 COLUMNS: Final = 8

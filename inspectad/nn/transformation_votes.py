@@ -23,12 +23,22 @@ from torch import Tensor, nn
 
 from inspectad.nn.patch_gan import MARGIN, RECEPTIVE_FIELD, Discriminator, resample, resampling
 from inspectad.nn.smoothing import GaussianBlur
-from inspectad.nn.transformations import ROTATIONS, Transformation, apply_all, from_tensor, to_tensor, undo
+from inspectad.nn.transformations import (
+    ROTATIONS,
+    Transformation,
+    apply_all,
+    from_tensor,
+    look_up,
+    pixel_table,
+    to_tensor,
+    undo_table,
+)
 
 SMOOTHING_PX: Final = 4.0
 """Sigma of the Gaussian on the map, in pixels of the input."""
 _SUREST: Final = 0.1
 """Share of the patches that `told_turns` looks at."""
+_LEAST_NORMALITY: Final = 1e-6
 _LEAST_SPREAD: Final = 0.01
 """A scale whose votes hardly differ between altered copies weighs as if they did by so much."""
 
@@ -61,6 +71,8 @@ class TransformationVotes(nn.Module):
         self._transformations = tuple(transformations)
         self._sides = tuple(sides)
         self._share = lowest_share
+        self._kept = [i for i, t in enumerate(self._transformations) if t.keeps_pixels]
+        self._has_grey = any(t.grey for t in self._transformations)
         self.blur = GaussianBlur(SMOOTHING_PX)
         # These travel with the weights.
         self.register_buffer("rows", to_tensor(transformations))
@@ -69,7 +81,14 @@ class TransformationVotes(nn.Module):
         self.register_buffer("usual", torch.ones(len(self._sides)))
         self.register_buffer("spread", torch.ones(len(self._sides)))
         for number, side in enumerate(self._sides):
-            self.register_buffer(f"resampling_{number}", resampling(input_side, side).clone(), persistent=False)
+            reach = side - 2 * MARGIN  # of the map
+            self._keep(f"resampling_{number}", resampling(input_side, side).clone())
+            self._keep(f"pixels_{number}", pixel_table(self._transformations, side))
+            self._keep(f"undone_{number}", undo_table([self._transformations[i] for i in self._kept], reach))
+
+    def _keep(self, name: str, constant: Tensor) -> None:
+        """What follows from the rest, and need not travel."""
+        self.register_buffer(name, constant, persistent=False)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Args: images uint8 (B, S, S, 3). Returns: score (B,), anomaly_map (B, S, S), float32, one unit, >= 0."""
@@ -77,7 +96,7 @@ class TransformationVotes(nn.Module):
         weights = self.weights()
         normality = (self.normality(votes) * weights).sum(dim=1)
         size = (images.shape[1], images.shape[2])
-        placed = [weights[n] * self._placed(found, size) for n, found in enumerate(votes)]
+        placed = [weights[n] * self._placed(n, found, size) for n, found in enumerate(votes)]
         smooth = self.blur(torch.stack(placed).sum(dim=0)).squeeze(1)
         return surprise(normality), surprise(smooth)
 
@@ -89,9 +108,10 @@ class TransformationVotes(nn.Module):
         classes = len(self._transformations)
         right = torch.arange(classes, device=images.device) * (classes + 1)  # the diagonal of (M, M)
         found = []
-        for discriminator, reduced in zip(self.discriminators, self._reduced(images), strict=True):
+        for number, (discriminator, reduced) in enumerate(zip(self.discriminators, self._reduced(images), strict=True)):
+            turned = look_up(reduced, self.get_buffer(f"pixels_{number}"), has_grey=self._has_grey)
             # "Generated" is no vote: an image of a line is none.
-            logits = discriminator(apply_all(reduced, self._transformations))[:, :classes]
+            logits = discriminator(turned)[:, :classes]
             shares = F.softmax(logits.float(), dim=1)
             by_class = shares.view(classes, -1, classes, *shares.shape[2:]).transpose(1, 2).flatten(0, 1)
             found.append(by_class[right])
@@ -126,12 +146,12 @@ class TransformationVotes(nn.Module):
         self.usual.copy_(found.mean(dim=0))
         self.spread.copy_(found.std(dim=0, correction=0))
 
-    def _placed(self, votes: Tensor, size_hw: tuple[int, int]) -> Tensor:
-        """Mean vote at each pixel of the input, (B, 1, S, S). Args: votes (M, B, h, h) of one scale."""
-        undone = [
-            undo(found.unsqueeze(1), t) for found, t in zip(votes, self._transformations, strict=True) if t.keeps_pixels
-        ]
-        full = F.pad(torch.stack(undone).mean(dim=0), (MARGIN,) * 4, mode="replicate")
+    def _placed(self, number: int, votes: Tensor, size_hw: tuple[int, int]) -> Tensor:
+        """Mean vote at each pixel of the input, (B, 1, S, S). Args: votes (M, B, h, h) of this scale."""
+        kept = votes[self._kept]
+        origin = self.get_buffer(f"undone_{number}").unsqueeze(1).expand(-1, votes.shape[1], -1)
+        mean = kept.flatten(2).gather(2, origin).mean(dim=0)
+        full = F.pad(mean.view(-1, 1, *votes.shape[2:]), (MARGIN,) * 4, mode="replicate")
         return F.interpolate(full, size_hw, mode="bilinear", align_corners=False)
 
 
@@ -145,8 +165,12 @@ def lowest_mean(votes: Tensor, share: float) -> Tensor:
 
 
 def surprise(normality: Tensor) -> Tensor:
-    """From normality in 0..1 to an anomaly, higher meaning more anomalous."""
-    return 1 - normality
+    """From normality in 0..1 to an anomaly, 0 or more: its negative logarithm.
+
+    The order is that of 1 - normality. But that ends at 1, near which the scores of all images that were not trained on
+    crowd, and a threshold that is to lie some way above good ones' would lie above all that can be.
+    """
+    return -normality.clamp(_LEAST_NORMALITY, 1.0).log()
 
 
 def restore_votes(tensors: dict[str, Tensor], input_side: int) -> TransformationVotes:

@@ -5,8 +5,8 @@ Detection" (ICCV 2021), supplementary: 54 of them, 42 without the grey ones, or 
 code shuffles their order; which number a transformation has means nothing, so here the order is the one below.
 """
 
-from collections.abc import Iterable
-from dataclasses import astuple, dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import astuple, dataclass, replace
 from itertools import product
 from typing import Final
 
@@ -115,6 +115,34 @@ def _greyed(images: Tensor) -> Tensor:
     red, green, blue = images.unbind(1)
     luma = _LUMA[0] * red + _LUMA[1] * green + _LUMA[2] * blue
     return torch.stack([luma, luma, luma], dim=1)
+
+
+def pixel_table(transformations: Sequence[Transformation], side: int) -> Tensor:
+    """Where each pixel of transformed images comes from, for `look_up`: (M, side * side) int64.
+
+    Numbers count the pixels of the image row by row, then those of the image without its colours.
+    """
+    numbers = _numbers(side)
+    return torch.stack([apply(numbers, replace(t, grey=0)).flatten() + t.grey * side**2 for t in transformations])
+
+
+def look_up(images: Tensor, table: Tensor, *, has_grey: bool) -> Tensor:
+    """What `apply_all` gives, by a single operation: an exported graph of hundreds takes minutes to make.
+
+    Args: table: of `pixel_table`; has_grey: whether one of its transformations takes colours away.
+    """
+    side = images.shape[-1]
+    pixels = torch.cat([images, _greyed(images)], dim=2) if has_grey else images
+    return pixels.flatten(2)[:, :, table].permute(2, 0, 1, 3).reshape(-1, images.shape[1], side, side)
+
+
+def undo_table(transformations: Sequence[Transformation], side: int) -> Tensor:
+    """Where each pixel of maps that are undone comes from, for `torch.gather`: (M, side * side) int64; see `undo`."""
+    return torch.stack([undo(_numbers(side), t).flatten() for t in transformations])
+
+
+def _numbers(side: int) -> Tensor:
+    return torch.arange(side**2).view(1, 1, side, side)
 
 
 def to_tensor(transformations: Iterable[Transformation]) -> Tensor:
