@@ -44,7 +44,7 @@ import torch.nn.functional as F
 
 SIDE = 64
 PARTS = ("all", "no_generator", "finest_scale", "coarsest_scale")
-SCORED_AT_A_TIME = {"cpu": 8, "cuda": 256}
+SCORED_AT_A_TIME = {"cpu": 4, "cuda": 256}
 """Test images in a batch: on a CPU what they become should stay in its caches."""
 
 
