@@ -52,6 +52,7 @@ class Method(StrEnum):
 
     memory_bank = "memory_bank"
     devnet = "devnet"
+    htdg = "htdg"
 
 
 class PoseName(StrEnum):
@@ -61,6 +62,13 @@ class PoseName(StrEnum):
     fixed = "fixed"
     mirrored = "mirrored"
     any = "any"
+
+
+class Transformations(StrEnum):
+    """What htdg tells apart; `inspectad.train_config.TRANSFORMATIONS` are the same."""
+
+    rotations = "rotations"
+    all = "all"
 
 
 class TrainDevice(StrEnum):
@@ -113,6 +121,13 @@ MaxMegapixelsOption = Annotated[
     typer.Option(envvar=VARIABLE, help="Larger images are refused by what their header says, before memory is taken."),
 ]
 
+StepsOption = Annotated[
+    int | None, typer.Option(help="Training steps of htdg for each of its scales; its own choice if absent.")
+]
+TransformationsOption = Annotated[
+    Transformations | None,
+    typer.Option(help="What htdg tells apart: quarter turns (if absent), or with all flips, shifts and colour too."),
+]
 ImagesOrRendered = Annotated[
     Path | None, typer.Argument(help="Folder of images (recursive); without it, parts are rendered.")
 ]
@@ -200,7 +215,10 @@ def train(
         Path | None, typer.Option(help="Folder of defect masks, named like the defects (or <name>_mask.png).")
     ] = None,
     method: Annotated[
-        Method, typer.Option(help="Detection method; devnet learns from the defects and needs some.")
+        Method,
+        typer.Option(
+            help="Detection method; devnet learns from the defects and needs some, htdg from one good image alone."
+        ),
     ] = Method.memory_bank,
     size: Annotated[
         int | None, typer.Option(help="Longer side of the network's input in pixels; chosen from the images if absent.")
@@ -221,6 +239,12 @@ def train(
     ] = PoseName.auto,
     epochs: Annotated[
         int | None, typer.Option(help="How long devnet trains, in epochs of 20 steps; its own choice if absent.")
+    ] = None,
+    steps: StepsOption = None,
+    transformations: TransformationsOption = None,
+    samples: Annotated[
+        Path | None,
+        typer.Option(help="Folder for samples.png: what the generators of htdg make of noise, to see what it learnt."),
     ] = None,
     backbone: Annotated[str, typer.Option(help="Feature network.")] = "efficientnet_lite0",
     backbone_weights: Annotated[
@@ -251,6 +275,9 @@ def train(
             false_reject_rate=false_reject_rate,
             pose=pose.value,
             epochs=epochs,
+            steps=steps,
+            transformations=transformations.value if transformations else None,
+            samples=samples,
             device=device.value,
             seed=seed,
             say=progress.step,
@@ -525,6 +552,8 @@ def accuracy(
     size: Annotated[
         int | None, typer.Option(help="Longer side of the network's input in pixels; chosen from the images if absent.")
     ] = None,
+    steps: StepsOption = None,
+    transformations: TransformationsOption = None,
     false_reject_rate: Annotated[float, typer.Option(help="Share of good images that may be called NG.")] = 0.1,
     peer: Annotated[
         Path | None, typer.Option(help="A Python that has anomalib, to compare with its PatchCore on the same images.")
@@ -556,6 +585,8 @@ def accuracy(
         seeds=seeds,
         methods=parse_methods(methods, list(Method)),
         size_px=size,
+        steps=steps,
+        transformations=transformations.value if transformations else None,
         false_reject_rate=false_reject_rate,
         peer=peer,
     )

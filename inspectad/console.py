@@ -152,15 +152,16 @@ class StepProgress:
     task: TaskID | None = None
     text: str = ""
     said: float = field(default_factory=time.monotonic)
+    begun: tuple[float, int] = (0.0, 0)  # when this step was first heard of, and how much of it was done then
 
     def step(self, text: str, done: int, total: int, detail: str = "", /) -> None:
         if self.bar is None:
             now = time.monotonic()
             if text != self.text:
                 err.print(f"{plain(text)} ...")
-                self.said = now
+                self.said, self.begun = now, (now, done)
             elif detail and now - self.said > _QUIET_SECONDS:
-                err.print(f"{plain(text)}: {done} of {total}, {plain(detail)}")
+                err.print(f"{plain(text)}: {done} of {total}, {plain(detail)}{self._left(now, done, total)}")
                 self.said = now
             self.text = text
             return
@@ -172,6 +173,14 @@ class StepProgress:
         if self.task is not None:
             self.bar.update(self.task, total=total if total > 1 else None, completed=done, detail=plain(detail))
 
+    def _left(self, now: float, done: int, total: int) -> str:
+        """How long the rest of this step takes, if it goes on as it went, in words."""
+        started, before = self.begun
+        if done <= before:
+            return ""
+        seconds = (now - started) / (done - before) * (total - done)
+        return f", {seconds / 60:.0f} min left" if seconds >= 90 else f", {seconds:.0f} s left"
+
 
 def manifest_table(manifest: Manifest, digest: str) -> Table:
     """What ``info`` shows."""
@@ -181,7 +190,7 @@ def manifest_table(manifest: Manifest, digest: str) -> Table:
         "model": f"{digest[:12]} (SHA-256 {digest})",
         "made by": manifest.created_by,
         "method": manifest.method,
-        "backbone": f"{manifest.backbone} ({manifest.backbone_sha256[:12] or 'downloaded'})",
+        "backbone": _backbone(manifest),
         "precision": manifest.precision,
         "input": f"{width} x {height} px, {manifest.resize_rule}, white at {manifest.full_scale}",
         "tiles": f"{manifest.tiling}" if manifest.tiling else "none, images are seen whole",
@@ -199,6 +208,14 @@ def manifest_table(manifest: Manifest, digest: str) -> Table:
         **{f"version {k}": v for k, v in manifest.versions.items()},
     }
     return _two_columns(rows)
+
+
+def _backbone(manifest: Manifest) -> str:
+    from inspectad.manifest import NO_BACKBONE
+
+    if manifest.backbone == NO_BACKBONE:
+        return "none, the network was trained from nothing"
+    return f"{manifest.backbone} ({manifest.backbone_sha256[:12] or 'downloaded'})"
 
 
 def report_training(report: TrainReport) -> None:

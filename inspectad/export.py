@@ -92,6 +92,8 @@ def to_fp16(graph: bytes) -> bytes:
     Squared distances of nearly equal vectors cancel, and half precision has too few digits for what is left.
     onnxruntime's own converter casts back to half after each node that it is told to keep, which is just that loss;
     so the trunk is converted here, as one piece.
+
+    Raises: UsageError: there is no such trunk.
     """
     import onnx
     from onnx import TensorProto, helper, numpy_helper
@@ -100,6 +102,10 @@ def to_fp16(graph: bytes) -> bytes:
     trunk = trunk_nodes(model, TRUNK_OPS | {"Slice"})  # devnet's second, smaller image shares the weights
     inside = [n for n in model.graph.node if n.name in trunk]
     outside = [n for n in model.graph.node if n.name not in trunk]
+    if not any(n.op_type == "Conv" for n in inside):
+        raise UsageError(
+            "fp16: this model has no convolutional trunk that half precision would make faster; export it as fp32"
+        )
     weights = {i.name: i for i in model.graph.initializer if i.data_type == TensorProto.FLOAT}
     for name in {name for node in inside for name in node.input} & weights.keys():
         half = numpy_helper.from_array(numpy_helper.to_array(weights[name]).astype(np.float16), f"{name}_fp16")

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
+import numpy.typing as npt
 from torch import nn
 
-from inspectad.calibration import HeldOut, fold_of
+from inspectad.calibration import HeldOut, fold_of, groups_of
 from inspectad.methods import Method, Trainer
 from inspectad.onnx_graph import predict_with_module
 from inspectad.pose import Pose, turn
@@ -39,7 +40,8 @@ def score_held_out(
     # The only good image stays in all models.
     images = len(good.images)
     good_folds = fold_of(images, method.max_folds) if images > 1 else np.full(1, -1)
-    defect_folds = fold_of(len(defects.images), method.max_folds)
+    parts = int(good_folds.max()) + 1
+    defect_folds = _defect_folds(len(defects.images), parts, method)
     count = 1 + max(-1, *good_folds.tolist(), *defect_folds.tolist())
     scores, peaks = np.zeros(images, np.float32), np.zeros(images, np.float32)
     defect_scores = np.zeros(len(defects.images), np.float32)
@@ -54,7 +56,8 @@ def score_held_out(
             peaks[i] = anomaly_map.max()
         for i in np.flatnonzero(defect_folds == fold).tolist():
             defect_scores[i], _ = defects.judge(i, score)
-    parts = int(good_folds.max()) + 1
+    for i in np.flatnonzero(defect_folds < 0).tolist():
+        defect_scores[i], _ = defects.judge(i, partial(_score, final))
     if images == 1:
         scores[:], peaks[:] = _stand_in(final, good, pose)
         how = "turned copies of the only good image"
@@ -72,6 +75,16 @@ def score_held_out(
     # Models that a defect was left out of, but no good image, need no correction; calibration applies it to all.
     defect_scores[defect_folds >= max(parts, 1)] /= held_out.correction
     return held_out, defect_scores
+
+
+def _defect_folds(defects: int, parts: int, method: Method) -> npt.NDArray[np.int64]:
+    """Which model scores which defect, -1 for the final one. Args: parts: of the good images, 0 for a single one.
+
+    A method that learns nothing from defects has never seen one, so no model is trained for their sake.
+    """
+    if method.learns_defects:
+        return fold_of(defects, method.max_folds)
+    return groups_of(defects, parts) if parts else np.full(defects, -1)
 
 
 def _say_part(say: Step, part: str, text: str, done: int, total: int, detail: str = "", /) -> None:

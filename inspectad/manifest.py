@@ -15,6 +15,8 @@ from inspectad.tiles import MAX_TILE_PX, Tiling
 
 SCHEMA_VERSION: Final = 2
 """2 since models may have been trained on tiles, which an inspectad that knows none would take for whole images."""
+NO_BACKBONE: Final = "none"
+"""`Manifest.backbone` of a model that stands on none; its hash is empty."""
 MAX_MANIFEST_BYTES: Final = 64 * 2**20
 _HUGE: Final = 1e300  # numbers beyond it, infinity and NaN are refused
 _SHA256 = re.compile(r"[0-9a-f]{64}")

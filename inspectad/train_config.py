@@ -9,9 +9,10 @@ from typing import Final
 import numpy as np
 import torch
 
-from inspectad.errors import UsageError
+from inspectad.errors import TrainingError, UsageError
 from inspectad.foreground import part_share
 from inspectad.images import choose_input_size
+from inspectad.manifest import NO_BACKBONE
 from inspectad.methods import METHODS
 from inspectad.nn.backbone import load_backbone
 from inspectad.nn.pose_evidence import examine_pose
@@ -23,9 +24,17 @@ from inspectad.training_data import ReadableImage, TrainingImages, spread
 from inspectad.training_tiles import MOST_TEACHING
 
 MOST_EPOCHS: Final = 10000
+MOST_STEPS: Final = 100_000
+TRANSFORMATIONS: Final = ("rotations", "all")
+"""What ``train --transformations`` takes; the first is the one without it."""
+DEFAULT_BACKBONE: Final = "efficientnet_lite0"
+LEAST_SOURCE_PX: Final = 16
+"""Methods that see a square of fixed side learn nothing from images whose shorter side is below this; the smallest sets
+that they were published on have 28."""
 _SHARES: Final = 16  # good images whose part is measured
 FAR_LARGER: Final = 3.0
 """Images so many times as long as the network's input are tiled by ``--tile auto``."""
+_NOT_ASKED: Final = "the method: that a part lies otherwise is what it notices"
 SMALL_PART: Final = 0.25
 SMALL_PART_SCALE: Final = 1.5
 """Parts at any angle that fill no more than `SMALL_PART` of the image get an input so many times as long, unless the
@@ -44,6 +53,9 @@ class TrainConfig:
         false_reject_rate: share of good images that may be called NG.
         pose: in which ways parts lie, a name of `inspectad.pose.POSES`; ``auto`` asks the good images.
         epochs: how long a method that trains a network does so; None for its own.
+        steps: training steps of each scale, of a method that trains scale by scale; None for its own.
+        transformations: a name of `TRANSFORMATIONS`, for such a method; None for the first.
+        samples: folder for a picture of what a generative method makes of noise; None writes none.
         device: ``auto``, ``cpu`` or ``cuda``.
     """
 
@@ -54,11 +66,14 @@ class TrainConfig:
     method: str = "memory_bank"
     size_px: int | None = None
     tile: int | str | None = None
-    backbone: str = "efficientnet_lite0"
+    backbone: str = DEFAULT_BACKBONE
     backbone_weights: Path | None = None
     false_reject_rate: float = 0.1
     pose: str = "auto"
     epochs: int | None = None
+    steps: int | None = None
+    transformations: str | None = None
+    samples: Path | None = None
     device: str = "auto"
     seed: int = 0
 
@@ -71,10 +86,7 @@ def check_config(config: TrainConfig) -> None:
         raise UsageError(f"--false-reject-rate {config.false_reject_rate}: give a share between 0 and 0.5, as 0.05")
     if config.size_px is not None and not 64 <= config.size_px <= 2048:
         raise UsageError(f"--size {config.size_px}: give the longer side in pixels, from 64 to 2048")
-    if config.epochs is not None and not METHODS[config.method].has_epochs:
-        raise UsageError(f"--epochs {config.epochs}: {config.method} does not train in epochs; leave the option out")
-    if config.epochs is not None and not 1 <= config.epochs <= MOST_EPOCHS:
-        raise UsageError(f"--epochs {config.epochs}: give a number from 1 to {MOST_EPOCHS}")
+    _check_method(config)
     _check_tile(config)
     if config.masks is not None and not METHODS[config.method].learns_masks:
         raise UsageError(f"--masks {config.masks}: {config.method} has no use for masks; leave the option out")
@@ -86,7 +98,39 @@ def check_config(config: TrainConfig) -> None:
         raise UsageError(f"{config.output}: is a file; give a folder for the model with -o")
 
 
+def _check_method(config: TrainConfig) -> None:
+    """Options that are of some methods only."""
+    method, name = METHODS[config.method], config.method
+    stepped = f"{name} does not train scale by scale"
+    for option, value, is_known, why in (
+        ("--size", config.size_px, method.square_side is None, f"{name} sees a square of {method.square_side} pixels"),
+        ("--epochs", config.epochs, method.has_epochs, f"{name} does not train in epochs"),
+        ("--steps", config.steps, method.has_steps, stepped),
+        ("--transformations", config.transformations, method.has_steps, stepped),
+        ("--samples", config.samples, method.has_samples, f"{name} generates no images"),
+        ("--backbone", _given(config.backbone, DEFAULT_BACKBONE), method.has_backbone, f"{name} has no backbone"),
+        ("--backbone-weights", config.backbone_weights, method.has_backbone, f"{name} has no backbone"),
+        ("--pose", _given(config.pose, "auto"), method.asks_pose, f"{name} learns how parts lie from the images alone"),
+    ):
+        if value is not None and not is_known:
+            raise UsageError(f"{option} {value}: {why}; leave the option out")
+    for option, number, most in (("--epochs", config.epochs, MOST_EPOCHS), ("--steps", config.steps, MOST_STEPS)):
+        if number is not None and not 1 <= number <= most:
+            raise UsageError(f"{option} {number}: give a number from 1 to {most}")
+    if config.transformations is not None and config.transformations not in TRANSFORMATIONS:
+        raise UsageError(f"--transformations {config.transformations}: there are: {', '.join(TRANSFORMATIONS)}")
+
+
+def _given(value: str, default: str) -> str | None:
+    return None if value == default else value
+
+
 def _check_tile(config: TrainConfig) -> None:
+    if parse_tile(config.tile) is not None and METHODS[config.method].square_side is not None:
+        raise UsageError(
+            f"--tile {config.tile}: {config.method} trains for each image that teaches, and tiles would be hundreds; "
+            "use --method memory_bank, or train on crops and give --tile to scan"
+        )
     if parse_tile(config.tile) is not None and METHODS[config.method].needs_defects:
         raise UsageError(
             f"--tile {config.tile}: {config.method} learns from defects, and cannot know which tile of an image shows "
@@ -112,10 +156,10 @@ def choose_tiling(config: TrainConfig, good: Sequence[ReadableImage]) -> tuple[T
     return tiling, f"{tiling}" + (f"; images are {longest:.1f} times as long as the input" if tile == AUTO else "")
 
 
-def reduction(good: Sequence[ReadableImage], size_px: int | None) -> float:
+def reduction(good: Sequence[ReadableImage], size_px: int | None, square_side: int | None = None) -> float:
     """How many times as long as the network's input the usual image is, if it is seen as a whole."""
     longer = float(np.median([max(image.size_hw) for image in good]))
-    return longer / max(choose_input_size([image.size_hw for image in good], size_px))
+    return longer / (square_side or max(choose_input_size([image.size_hw for image in good], size_px)))
 
 
 def choose_settings(
@@ -133,24 +177,55 @@ def choose_settings(
     Returns: the settings, and what they rest on, for people.
     """
     sizes_hw = [image.size_hw for image in good]
+    method = METHODS[config.method]
     settings = TrainSettings(
-        input_size_hw=choose_input_size(sizes_hw, config.size_px) if tiling is None else _tile_input(config, tiling),
-        backbone=config.backbone,
+        input_size_hw=_input_size(config, sizes_hw, tiling),
+        backbone=config.backbone if method.has_backbone else NO_BACKBONE,
         backbone_weights=config.backbone_weights,
         epochs=config.epochs,
         seed=config.seed,
         device=torch_device(config.device),
+        steps=config.steps,
+        transformations=config.transformations or TRANSFORMATIONS[0],
     )
+    squeezed = _squeezed(config, good)
+    if not method.asks_pose:
+        return settings, {"pose": str(settings.pose), "pose from": _NOT_ASKED, **squeezed}
     # At the usual size, whatever size was asked for: it suffices, and was measured.
     images = TrainingImages(good, choose_input_size(sizes_hw), full_scale)
     pose, reason = _choose_pose(config, images, settings, say, len(good) if tiling is None else MOST_TEACHING)
-    reasons = {"pose": str(pose), "pose from": reason}
-    if pose.turns > 1 and config.size_px is None and tiling is None:
+    reasons = {"pose": str(pose), "pose from": reason, **squeezed}
+    if pose.turns > 1 and config.size_px is None and tiling is None and method.square_side is None:
         shares = [share for i in spread(len(images), _SHARES) if (share := part_share(images[i])) is not None]
         if shares and np.median(shares) <= SMALL_PART:
             settings = dataclasses.replace(settings, input_size_hw=choose_input_size(sizes_hw, scale=SMALL_PART_SCALE))
             reasons["input"] = f"enlarged: parts at any angle that fill {np.median(shares):.0%} of the image"
     return dataclasses.replace(settings, pose=pose), reasons
+
+
+def _input_size(config: TrainConfig, sizes_hw: Sequence[tuple[int, int]], tiling: Tiling | None) -> tuple[int, int]:
+    """Height and width of the network's input."""
+    if side := METHODS[config.method].square_side:
+        return side, side
+    return choose_input_size(sizes_hw, config.size_px) if tiling is None else _tile_input(config, tiling)
+
+
+def _squeezed(config: TrainConfig, good: Sequence[ReadableImage]) -> dict[str, str]:
+    """What people should know of a square input, {} for other methods.
+
+    Raises: TrainingError: an image that has too few pixels to learn from.
+    """
+    side = METHODS[config.method].square_side
+    if side is None:
+        return {}
+    for image in good:
+        if min(image.size_hw) < LEAST_SOURCE_PX:
+            height, width = image.size_hw
+            raise TrainingError(
+                f"{image.file.path}: {width} x {height} pixels are too few for {config.method} to learn from; give "
+                f"images of at least {LEAST_SOURCE_PX} x {LEAST_SOURCE_PX}, or move it out of the folder"
+            )
+    return {"input": f"whatever their shape, images are squeezed to a square of {side} x {side} pixels"}
 
 
 def _tile_input(config: TrainConfig, tiling: Tiling) -> tuple[int, int]:

@@ -1,5 +1,6 @@
 """``inspectad train``: from folders of images to a calibrated model whose exported graph is proved."""
 
+import dataclasses
 import hashlib
 import platform
 import time
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from inspectad import __version__
 from inspectad.atomic import remove_leftovers
 from inspectad.calibration import Suspects, calibrate
+from inspectad.checkpoint import FOLDER_NAME, Checkpoints, training_key
 from inspectad.errors import TrainingError, UsageError
 from inspectad.held_out import score_held_out
 from inspectad.images import RESIZE_RULE
@@ -36,6 +38,7 @@ from inspectad.onnx_graph import (
 )
 from inspectad.progress import Step, silent
 from inspectad.records import ByteArray
+from inspectad.samples import check_samples_folder, write_samples
 from inspectad.tiles import AUTO, Tiling, seen_aspect
 from inspectad.train_config import TrainConfig, check_config, choose_settings, choose_tiling, reduction
 from inspectad.training_data import (
@@ -79,6 +82,8 @@ def train(config: TrainConfig, say: Step = silent) -> TrainReport:
         OutputError: the model cannot be written, or another training writes there; an earlier model stays whole.
     """
     check_config(config)
+    if config.samples is not None:
+        check_samples_folder(config.samples, [config.good, config.defects, config.masks])
     with locked(config.output) as warning:
         return _train(config, say, (warning,) if warning else ())
 
@@ -92,11 +97,17 @@ def _train(config: TrainConfig, say: Step, warnings: tuple[str, ...]) -> TrainRe
     tiling, why = choose_tiling(config, selection.good)
     masks = _find_masks(config, selection, tiling)
     settings, reasons = choose_settings(config, selection.good, selection.full_scale, say, tiling)
+    checkpoints = _checkpoints(config, selection, settings)
+    if checkpoints.has_any():
+        say("going on where the last training was stopped", 0, 1)
+    settings = dataclasses.replace(settings, checkpoints=checkpoints)
     given = _images(selection, masks, settings, tiling)
     trainer = method.trainer(given.good, given.known, settings)
     say("learning what good looks like", 0, 1)
     fitted = trainer.fit(range(len(given.good)), range(len(given.known)), say)
     module = fitted.module
+    if config.samples is not None and fitted.samples is not None:
+        write_samples(config.samples, fitted.samples)
     held_out, scores = score_held_out(trainer, given.good, given.defects, method, module, settings.pose, say)
     calibration, suspects = calibrate(held_out, scores, config.false_reject_rate)
     say("exporting and proving the graph", 0, 1)
@@ -107,6 +118,7 @@ def _train(config: TrainConfig, say: Step, warnings: tuple[str, ...]) -> TrainRe
     data = append_manifest(graph, manifest)
     write_model(config.output, data, manifest, weights)
     remove_leftovers(config.output)  # not before: they may hold the weights of the model that was there
+    checkpoints.clear()
     return TrainReport(
         config.output / ONNX_NAME,
         manifest,
@@ -114,6 +126,7 @@ def _train(config: TrainConfig, say: Step, warnings: tuple[str, ...]) -> TrainRe
             *warnings,
             *selection.warnings,
             *masks.warnings,
+            *fitted.warnings,
             *_more_defects(selection),
             *_vanishing(config, selection),
             *_suspicions(selection, suspects, calibration),
@@ -136,6 +149,13 @@ def _select(config: TrainConfig, say: Step) -> Selection:
     inner = [folder for folder in (config.good, config.defects, config.masks) if folder is not None]
     good, defects = (survey(folder, [f for f in inner if f != folder]) for folder in (config.good, config.defects))
     return select(good, defects)
+
+
+def _checkpoints(config: TrainConfig, selection: Selection, settings: TrainSettings) -> Checkpoints:
+    """Of this training: other images, options or versions would give another model."""
+    learnt = [f"{kind} {i.pixels_sha256}" for kind in ("good", "defects") for i in getattr(selection, kind)]
+    versions = [config.method, str(selection.full_scale), str(torch.__version__)]
+    return Checkpoints(config.output / FOLDER_NAME, training_key(settings, learnt, versions))
 
 
 def _find_masks(config: TrainConfig, selection: Selection, tiling: Tiling | None) -> DefectMasks:
@@ -248,7 +268,9 @@ def _manifest(
         created_by=f"inspectad {__version__}",
         method=config.method,
         backbone=settings.backbone,
-        backbone_sha256=weights_digest(settings.backbone, settings.backbone_weights),
+        backbone_sha256=weights_digest(settings.backbone, settings.backbone_weights)
+        if METHODS[config.method].has_backbone
+        else "",
         weights_sha256=hashlib.sha256(weights).hexdigest(),
         precision="fp32",
         input_size_hw=settings.input_size_hw,
@@ -286,12 +308,16 @@ def _more_defects(selection: Selection) -> list[str]:
 
 
 def _vanishing(config: TrainConfig, selection: Selection) -> list[str]:
-    times = reduction(selection.good, config.size_px)
+    side = METHODS[config.method].square_side
+    times = reduction(selection.good, config.size_px, side)
     if config.tile is not None or times <= HUGE:
         return []
+    advice = f"--tile {AUTO} inspects them piece by piece, with every pixel"
+    if side is not None:
+        advice = f"train on crops, or use --method memory_bank, which sees more than {side} x {side}"
     return [
         f"the images are {times:.0f} times as long as the network's input: a defect smaller than about "
-        f"{8 * times:.0f} pixels vanishes; --tile {AUTO} inspects them piece by piece, with every pixel"
+        f"{8 * times:.0f} pixels vanishes; {advice}"
     ]
 
 

@@ -258,3 +258,65 @@ def test_large_plate_finds_the_scratch_in_tiles(tmp_path):
     found = np.array(scratched.split("threshold")[1].split(";")[0].split(), int)
     assert np.abs(found - (x, y, width, height)).max() <= 60
     assert (tmp_path / "plates/results_tiles/heatmaps/scratch.png.png").exists()
+
+
+@pytest.fixture(scope="module")
+def two_classes(tmp_path_factory):
+    """Pictures of 28 x 28 pixels: class 4 brighter to the right, class 9 to the left, with noise."""
+    rng = np.random.default_rng(0)
+    ramp = np.linspace(20, 220, 28)[None, :]
+    arrays = {}
+    for name, count in (("train", 6), ("test", 8)):
+        labels = np.tile([4, 9], count // 2)
+        pictures = np.where(labels[:, None, None] == 4, ramp, ramp[:, ::-1]) + rng.normal(0, 8, (count, 28, 28))
+        arrays |= {f"x_{name}": pictures.clip(0, 255).astype(np.uint8), f"y_{name}": labels}
+    path = tmp_path_factory.mktemp("classes") / "two.npz"
+    np.savez(path, **arrays)
+    return path
+
+
+def test_one_shot_classes(two_classes, tmp_path):
+    options = ("--classes", 4, "--parts", "coarsest_scale", "--draws", 2, "--steps", 1, "--jobs", 2, "--device", "cpu")
+    code, lines, messages = run_python(
+        "one_shot_classes.py", two_classes, *options, "--threads", 1, "--json", "out.json", cwd=tmp_path
+    )
+    assert code == 0, messages
+    assert "steps           1" in lines
+    told = json.loads((tmp_path / "out.json").read_text())
+    assert told["settings"]["resize"] == "64 x 64, bicubic, antialiased, rounded to 8 bits"
+    results = sorted(told["results"], key=lambda r: r["draw"])
+    assert [(r["label"], r["draw"], r["part"]) for r in results] == [(4, 0, "coarsest_scale"), (4, 1, "coarsest_scale")]
+    places = np.array([0, 2, 4])  # of class 4
+    drawn = [int(places[np.random.default_rng(draw).permutation(3)[0]]) for draw in (0, 1)]
+    assert [r["images"] for r in results] == [[place] for place in drawn]
+    figures = [100 * r["auroc"] for r in results]
+    mean = f"coarsest_scale      4     2  {np.mean(figures):.1f} ± {np.std(figures, ddof=1):.1f}"
+    assert mean in lines
+
+
+def test_one_shot_classes_refuses_what_is_not_there(two_classes, monkeypatch):
+    monkeypatch.syspath_prepend(EXAMPLES)
+    import one_shot_classes
+
+    monkeypatch.setattr(sys, "argv", ["one_shot_classes.py", str(two_classes), "--classes", "5"])
+    with pytest.raises(SystemExit, match=r"there are the classes \[4, 9\]"):
+        one_shot_classes.main()
+
+
+def test_one_shot_classes_measures_as_scikit_learn_and_resizes_as_pillow(monkeypatch):
+    from sklearn.metrics import roc_auc_score
+
+    monkeypatch.syspath_prepend(EXAMPLES)
+    from one_shot_classes import auroc, resized
+
+    rng = np.random.default_rng(1)
+    scores, is_other = rng.integers(0, 9, 60).astype(float), rng.integers(0, 2, 60).astype(bool)  # with many ties
+    assert auroc(scores, is_other) == pytest.approx(roc_auc_score(is_other, scores), abs=1e-12)
+    for shape in ((2, 28, 28), (2, 100, 90, 3)):
+        pictures = rng.integers(90, 160, shape, dtype=np.uint8)  # Pillow clips what overshoots after each of two passes
+        ours = resized(pictures)
+        theirs = [
+            np.asarray(Image.fromarray(p).resize((64, 64), Image.Resampling.BICUBIC).convert("RGB")) for p in pictures
+        ]
+        assert ours.shape == (2, 64, 64, 3)
+        assert np.abs(ours.astype(int) - np.stack(theirs)).max() <= 2  # and rounds there

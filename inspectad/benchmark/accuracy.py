@@ -10,13 +10,15 @@ from typing import Protocol
 
 from inspectad import __version__
 from inspectad.atomic import write_together
-from inspectad.benchmark.cells import run_cell, warm_up
+from inspectad.benchmark.cells import method_options, run_cell, warm_up
 from inspectad.benchmark.datasets import Dataset, read_datasets
 from inspectad.benchmark.peer_process import Peer, find_peer
 from inspectad.benchmark.plan import PEER, AccuracyConfig, plan
 from inspectad.benchmark.report import Report, make_report, to_json
 from inspectad.benchmark.rows import Cell, Row, put_row, read_rows
 from inspectad.benchmark.tables import to_markdown
+from inspectad.errors import UsageError
+from inspectad.methods import METHODS
 from inspectad.train_config import TrainConfig, check_config, torch_device
 
 
@@ -78,19 +80,11 @@ def run_accuracy(
         OutputError: the output folder holds something else, or cannot be written.
         KeyboardInterrupt: stopped; finished cells stay.
     """
-    for method in config.methods:
-        check_config(
-            TrainConfig(
-                good=Path(),
-                output=config.output,
-                method=method,
-                size_px=config.size_px,
-                false_reject_rate=config.false_reject_rate,
-            )
-        )
+    _check(config)
     datasets = read_datasets(config.datasets)
     peer = find_peer(config.peer) if config.peer is not None else None
-    cells = plan(config, datasets, peer.version if peer else "")
+    options = {method: _in_words(method_options(method, config)) for method in config.methods}
+    cells = plan(config, datasets, peer.version if peer else "", options)
     path = config.output / "rows.csv"
     done = {cell: row for cell, row in read_rows(path).items() if row.figures is not None}
     watcher.start(len(cells), sum(cell in done for cell in cells))
@@ -110,6 +104,30 @@ def run_accuracy(
     return AccuracyResult(rows, report, markdown, (path, *files))
 
 
+def _check(config: AccuracyConfig) -> None:
+    """Raises: UsageError."""
+    for method in config.methods:
+        check_config(
+            TrainConfig(
+                good=Path(),
+                output=config.output,
+                method=method,
+                size_px=config.size_px,
+                false_reject_rate=config.false_reject_rate,
+                **method_options(method, config),
+            )
+        )
+    for option, value in (("--steps", config.steps), ("--transformations", config.transformations)):
+        if value is not None and not any(METHODS[method].has_steps for method in config.methods):
+            raise UsageError(
+                f"{option} {value}: none of {', '.join(config.methods)} trains scale by scale; leave it out"
+            )
+
+
+def _in_words(options: Mapping[str, object]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in options.items() if value is not None)
+
+
 def _settings(config: AccuracyConfig, peer_version: str, *, on_ray: bool) -> dict[str, str]:
     import onnxruntime
     import torch
@@ -119,6 +137,7 @@ def _settings(config: AccuracyConfig, peer_version: str, *, on_ray: bool) -> dic
         **({"beside": peer_version} if peer_version else {}),
         **({"engine": "Ray; times are of one core of a node"} if on_ray else {}),
         "size": "auto" if config.size_px is None else f"{config.size_px} px",
+        **{name: str(value) for name in ("steps", "transformations") if (value := getattr(config, name)) is not None},
         "asked false-reject rate": f"{config.false_reject_rate:g}",
         "system": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "training on": torch_device("auto"),

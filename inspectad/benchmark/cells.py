@@ -5,6 +5,7 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 
@@ -20,6 +21,7 @@ from inspectad.errors import InspectadError
 from inspectad.evaluate import Evaluation, evaluate_files
 from inspectad.image_files import ImageFile
 from inspectad.images import MIN_INPUT_PX
+from inspectad.methods import METHODS
 from inspectad.progress import Step
 from inspectad.train_config import TrainConfig, choose_settings
 from inspectad.training import TrainReport, train
@@ -72,11 +74,19 @@ def _measure(cell: Cell, drawn: Draw, masks: Path | None, config: AccuracyConfig
                 size_px=config.size_px,
                 false_reject_rate=config.false_reject_rate,
                 seed=cell.seed,
+                **method_options(cell.method, config),
             ),
             say,
         )
         detector = OnnxDetector.load(work / "model", threads=1)
         return _figures(trained, evaluate_files(drawn.test_good, drawn.test_defects, masks, detector, say))
+
+
+def method_options(method: str, config: AccuracyConfig) -> dict[str, Any]:
+    """The options that only some methods know, as `TrainConfig` takes them; {} for the other methods."""
+    if not METHODS[method].has_steps:
+        return {}
+    return {"steps": config.steps, "transformations": config.transformations}
 
 
 def _copy(files: Sequence[ImageFile], folder: Path) -> Path:

@@ -24,6 +24,7 @@ class AccuracyConfig:
         defect_shots: numbers of defects to train on.
         seeds: how many draws of the images: 0 to this minus 1.
         size_px: longer side of the network's input; None chooses it from the images.
+        steps, transformations: as `inspectad.train_config.TrainConfig` has them, for the methods that know them.
         peer: a Python with anomalib, to be compared with; None for no comparison.
     """
 
@@ -34,6 +35,8 @@ class AccuracyConfig:
     seeds: int = 3
     methods: tuple[str, ...] = ("memory_bank",)
     size_px: int | None = None
+    steps: int | None = None
+    transformations: str | None = None
     false_reject_rate: float = 0.1
     peer: Path | None = None
 
@@ -69,12 +72,19 @@ def _parts(text: str) -> list[str]:
     return [p.strip() for p in text.split(",")] if text.strip() else []
 
 
-def plan(config: AccuracyConfig, datasets: Mapping[str, Dataset], peer_version: str = "") -> list[Cell]:
+def plan(
+    config: AccuracyConfig,
+    datasets: Mapping[str, Dataset],
+    peer_version: str = "",
+    options: Mapping[str, str] | None = None,
+) -> list[Cell]:
     """All cells, in the order in which they are run: those of one draw one after the other, the peer's last.
 
     With all good images and no defect drawn, every seed draws the same ones, so only the first is run.
 
-    Args: peer_version: of the peer's program, when there is one.
+    Args:
+        peer_version: of the peer's program, when there is one.
+        options: by method, what else was asked of it, in words.
     """
     methods = [(method, __version__) for method in config.methods]
     methods += [(PEER, f"{__version__}, {peer_version}")] if peer_version else []
@@ -89,6 +99,7 @@ def plan(config: AccuracyConfig, datasets: Mapping[str, Dataset], peer_version: 
             asked_rate=config.false_reject_rate,
             images=dataset.digest,
             version=version,
+            options=(options or {}).get(method, ""),
         )
         for dataset in datasets.values()
         for shots in config.shots

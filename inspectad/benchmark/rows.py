@@ -24,6 +24,7 @@ class Cell:
         asked_rate: the false-reject rate that was asked for.
         images: digest of the set's names and sizes of files, see `Dataset`.
         version: of inspectad, or of the peer's program.
+        options: what else was asked of the method, in words.
     """
 
     dataset: str
@@ -35,6 +36,7 @@ class Cell:
     asked_rate: float
     images: str
     version: str
+    options: str = ""
 
     def __str__(self) -> str:
         drawn = f"{self.good_shots} good" + (f" and {self.defect_shots} defective" if self.defect_shots else "")

@@ -25,7 +25,7 @@ from inspectad.detector import OnnxDetector
 from inspectad.errors import InspectadError, UsageError
 from inspectad.image_files import RESULTS_MARKER, find_images
 from inspectad.images import resize
-from inspectad.manifest import Manifest
+from inspectad.manifest import NO_BACKBONE, Manifest
 from inspectad.progress import Step, silent
 
 _BUSY = 0.8  # share of the cores that the stage which uses most of them gets on a machine with nothing else to do
@@ -154,6 +154,8 @@ def _images(sample: Sample, heatmap_bytes: float, *, rendered: bool) -> Images:
 
 def _backbone(config: SpeedConfig, models: Models, sample: Sample, step: Step) -> dict[str, TrunkRatio]:
     found: dict[str, TrunkRatio] = {}
+    if models.manifest.backbone == NO_BACKBONE:
+        return found
     for input_hw in models.sizes_hw(config.sizes):
         graph = models.graph(input_hw)
         if graph is not None:

@@ -42,6 +42,8 @@ class Models:
     def check(self, precisions: tuple[str, ...], sizes: tuple[int, ...]) -> None:
         """Raises: an error when more was asked for than a fixed model is."""
         own = self.manifest.precision
+        if not self.is_fixed and self.sizes_hw(sizes) != self.sizes_hw(()):
+            self._check_is_resizable()
         if not self.is_fixed or (set(precisions) <= {own} and set(self.sizes_hw(sizes)) <= set(self.sizes_hw(()))):
             return
         if self.note:
@@ -50,6 +52,20 @@ class Models:
             f"{self._model}: a single file is measured as it is ({own}); give the model folder for other precisions "
             "and sizes, or leave --precisions and --sizes out"
         )
+
+    def _check_is_resizable(self) -> None:
+        from inspectad.api import prepare_training
+
+        prepare_training()
+        from inspectad.restore import read_manifest
+
+        _, method = read_manifest(self._model)
+        if method.square_side is not None:
+            height, width = self.manifest.input_size_hw
+            raise UsageError(
+                f"--sizes: a model of {self.manifest.method} has one input size, {width} x {height} px; leave the "
+                "option out"
+            )
 
     def precisions(self, wanted: tuple[str, ...]) -> tuple[str, ...]:
         """Those that can be had."""

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from inspectad.calibration import BANK_EXPONENT
 from inspectad.methods.devnet import MAX_FOLDS, DevNetTrainer, explain_devnet, restore_devnet
+from inspectad.methods.htdg import MAX_FOLDS as HTDG_MAX_FOLDS
+from inspectad.methods.htdg import HTDGTrainer, restore_htdg
 from inspectad.methods.memory_bank import MemoryBankTrainer, restore_memory_bank
 from inspectad.nn.fitted import Fitted
 from inspectad.nn.settings import TrainSettings
@@ -40,6 +42,12 @@ class Method:
         learns_masks: it can use masks of the defects.
         needs_defects: there is no model without a defect image.
         has_epochs: it trains a network, for a number of epochs that the user may choose.
+        has_steps: it trains for a number of steps a scale that the user may choose, to tell transformations apart.
+        has_samples: `Fitted.samples` is a picture of what it generates.
+        square_side: its input is a square of this side in pixels, whatever the images are; None: chosen from images.
+        has_backbone: it stands on a pretrained backbone.
+        asks_pose: it makes use of how parts lie.
+        learns_defects: defects change its model, so that one is scored by a model without it.
         explain: (module, image at its input size, source image) to the picture that ``inspectad explain`` writes, at
             the source's size; None where the anomaly map is all there is to see. Images are uint8 (H, W, 3), RGB.
     """
@@ -51,6 +59,12 @@ class Method:
     learns_masks: bool = False
     needs_defects: bool = False
     has_epochs: bool = False
+    has_steps: bool = False
+    has_samples: bool = False
+    square_side: int | None = None
+    has_backbone: bool = True
+    asks_pose: bool = True
+    learns_defects: bool = True
     explain: Callable[[nn.Module, ByteArray, ByteArray], ByteArray] | None = None
 
 
@@ -63,5 +77,16 @@ METHODS: dict[str, Method] = {
         needs_defects=True,
         has_epochs=True,
         explain=explain_devnet,
+    ),
+    "htdg": Method(
+        HTDGTrainer,
+        restore_htdg,
+        max_folds=HTDG_MAX_FOLDS,
+        has_steps=True,
+        has_samples=True,
+        square_side=64,
+        has_backbone=False,
+        asks_pose=False,
+        learns_defects=False,
     ),
 }

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from inspectad.checkpoint import Checkpoints
 from inspectad.pose import FIXED, Pose
 
 
@@ -19,6 +20,9 @@ class TrainSettings:
         epochs: how long methods that train a network do so; None for the method's own.
         seed: of everything random.
         device: ``cpu`` or ``cuda``, torch's name.
+        steps: training steps of each scale, of a method that trains scale by scale; None for its own.
+        transformations: which ones a method that tells transformations apart does: ``rotations`` or ``all``.
+        checkpoints: where a long training keeps how far it came; None keeps nothing.
     """
 
     input_size_hw: tuple[int, int]
@@ -29,3 +33,6 @@ class TrainSettings:
     epochs: int | None = None
     seed: int = 0
     device: str = "cpu"
+    steps: int | None = None
+    transformations: str = "rotations"
+    checkpoints: Checkpoints | None = None
