@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
+from torch import nn
 
 from inspectad.atomic import write_together
 from inspectad.errors import UsageError
@@ -56,7 +57,7 @@ def export(config: ExportConfig) -> tuple[Manifest, int]:
     module, samples = restored.module, restored.samples
     graph = export_graph(module, manifest.input_size_hw)
     if config.precision != "fp32":
-        graph = to_fp16(graph) if config.precision == "fp16" else to_int8(graph, samples)
+        graph = to_fp16(graph, half_ops(module)) if config.precision == "fp16" else to_int8(graph, samples)
     calibration = manifest.calibration
     # Turned copies beside the samples: what is in the bank scores near zero, where no difference shows in a verdict.
     images = [*samples, *(copy for sample in samples for copy in turned_copies(sample, 5.0))]
@@ -86,12 +87,19 @@ def describe_parity(parity: Parity) -> str:
     )
 
 
-def to_fp16(graph: bytes) -> bytes:
+def half_ops(module: nn.Module) -> frozenset[str]:
+    """Operations that belong to a method's convolutional trunk beside the usual ones; see `to_fp16`."""
+    return frozenset(getattr(module, "half_ops", ()))
+
+
+def to_fp16(graph: bytes, more_ops: frozenset[str] = frozenset()) -> bytes:
     """Half precision for the convolutional trunk; pooling, distances and scores stay in single precision.
 
     Squared distances of nearly equal vectors cancel, and half precision has too few digits for what is left.
     onnxruntime's own converter casts back to half after each node that it is told to keep, which is just that loss;
     so the trunk is converted here, as one piece.
+
+    Args: more_ops: what the trunk may consist of beside `TRUNK_OPS`.
 
     Raises: UsageError: there is no such trunk.
     """
@@ -99,7 +107,7 @@ def to_fp16(graph: bytes) -> bytes:
     from onnx import TensorProto, helper, numpy_helper
 
     model = onnx.load_from_string(graph)
-    trunk = trunk_nodes(model, TRUNK_OPS | {"Slice"})  # devnet's second, smaller image shares the weights
+    trunk = trunk_nodes(model, TRUNK_OPS | {"Slice"} | more_ops)  # devnet's second, smaller image shares the weights
     inside = [n for n in model.graph.node if n.name in trunk]
     outside = [n for n in model.graph.node if n.name not in trunk]
     if not any(n.op_type == "Conv" for n in inside):

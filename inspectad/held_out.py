@@ -95,9 +95,13 @@ def _stand_in(module: nn.Module, good: TrainingImages, pose: Pose) -> tuple[floa
     """What another good image might score, from the only one there is, and the peak of its map: see `_guess`.
 
     A model of parts at any angle knows turned copies; half-way between two of them is as far as an angle can be. This
-    is the only guess then, with the factor of 5 degrees.
+    is the only guess then, with the factor of 5 degrees. So are 5 degrees for a network that tells turns apart
+    (``votes_on_turns``): at 15 its scores have risen less than those of other good images. HTDG on bottle, pill and
+    sneakers, one draw each: the median of these is 1.32, 1.18 and 1.86 times the score at 5 degrees.
     """
     turns = ((15.0, 1.0), (5.0, _SMALL_TURN)) if pose.turns == 1 else ((180 / pose.turns, _SMALL_TURN),)
+    if getattr(module, "votes_on_turns", False):
+        turns = ((5.0, _SMALL_TURN),)
     score, anomaly_map = good.judge(0, partial(_guess, module, turns))
     return score, float(anomaly_map.max())
 

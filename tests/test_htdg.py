@@ -7,6 +7,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import onnx
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,8 @@ from torch import nn
 
 from inspectad.checkpoint import Checkpoints
 from inspectad.errors import TrainingError
+from inspectad.export import half_ops, to_fp16
+from inspectad.held_out import _stand_in, turned_copies
 from inspectad.methods.htdg import HTDGTrainer, restore_htdg
 from inspectad.nn import fit_pyramid as fitting
 from inspectad.nn import transformations as moves
@@ -25,6 +28,8 @@ from inspectad.nn.settings import TrainSettings
 from inspectad.nn.transformation_votes import TransformationVotes, lowest_mean, told_turns
 from inspectad.nn.transformations import ALL, GEOMETRIC, ROTATIONS, Transformation, apply_all
 from inspectad.onnx_graph import export_graph, predict_with_graph, predict_with_module
+from inspectad.pose import FIXED
+from inspectad.training_data import TrainingImages
 
 SIDE = 32
 SMALL = (13, 17)
@@ -477,6 +482,28 @@ def test_the_exported_graph_equals_the_network_in_batches_of_any_size(
     assert np.ptp(ours.image_scores) > 0.01
     np.testing.assert_allclose(theirs.image_scores, ours.image_scores, rtol=1e-4)
     np.testing.assert_allclose(theirs.anomaly_maps, ours.anomaly_maps, rtol=1e-3)
+
+
+def test_half_precision_reaches_every_convolution_of_the_discriminators() -> None:
+    module, images = votes_of(), pictures(3)
+    graph = export_graph(module, (SIDE, SIDE))
+    half = to_fp16(graph, half_ops(module))
+    model = onnx.load_from_string(half)
+    constants = {i.name: i for i in model.graph.initializer}
+    weights = [constants[n.input[1]] for n in model.graph.node if n.op_type == "Conv"]
+    trunk = [i.data_type for i in weights if list(i.dims[2:]) == [3, 3]]  # the others smooth the map
+    assert trunk == [onnx.TensorProto.FLOAT16] * 10
+    ours, theirs = predict_with_graph(graph, images), predict_with_graph(half, images)
+    np.testing.assert_allclose(theirs.image_scores, ours.image_scores, rtol=0.05)
+    assert not np.array_equal(theirs.anomaly_maps, ours.anomaly_maps)
+
+
+def test_a_single_good_image_turned_by_5_degrees_stands_for_others() -> None:
+    module = votes_of()
+    good = TrainingImages((), (SIDE, SIDE), 255)
+    good._cache[0] = pictures(1)[0]
+    copies = predict_with_module(module, turned_copies(pictures(1)[0], 5.0))
+    assert _stand_in(module, good, FIXED)[0] == pytest.approx(1.35 * copies.image_scores.mean(), rel=1e-5)
 
 
 def test_a_module_of_sides_that_cannot_be_is_refused() -> None:

@@ -213,17 +213,17 @@ def test_scan_evaluate_and_export(made: Made, folders: Path, run_cli: RunCli, tm
     measured = run_cli("evaluate", folders / "good", folders / "defects", "-m", made.model, "--json", "--device", "cpu")
     assert measured.returncode == 0, measured.stderr
     assert json.loads(measured.stdout)["false_rejects"]["of"] == 2
-    export(ExportConfig(model=made.model, output=tmp_path / "line.onnx"))
+    export(ExportConfig(model=made.model, output=tmp_path / "line.onnx", precision="fp16"))
     part = render_part(0, None, PART_HW).image
     exported = inspectad.Detector.load(tmp_path / "line.onnx", "cpu").predict([part]).image_scores
-    assert float(exported[0]) == pytest.approx(rows["good/colour.png"], rel=1e-4)
+    assert float(exported[0]) == pytest.approx(rows["good/colour.png"], rel=0.01)
 
 
 def test_verbs_that_it_has_no_answer_for_say_so(made: Made, folders: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="htdg has no explanation of its own"):
         explain(ExplainConfig(images=(str(folders / "good"),), model=made.model, output=tmp_path / "explain"))
     with pytest.raises(UsageError, match="no convolutional trunk that half precision would make faster"):
-        to_fp16(graph_of(made.model))
+        to_fp16(graph_of(made.model))  # as of a method that does not say what its trunk consists of
     models = Models(made.model, made.report.manifest, tmp_path, lambda *_: None)
     models.check((), ())
     with pytest.raises(UsageError, match="a model of htdg has one input size, 64 x 64 px"):

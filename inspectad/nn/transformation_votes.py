@@ -15,7 +15,7 @@ Different here:
 
 import math
 from collections.abc import Sequence
-from typing import Final
+from typing import ClassVar, Final
 
 import torch
 import torch.nn.functional as F
@@ -46,6 +46,10 @@ _LEAST_SPREAD: Final = 0.01
 class TransformationVotes(nn.Module):
     """The detector: reduced images, their transformations, discriminators, votes, score and map in one graph."""
 
+    half_ops: ClassVar[frozenset[str]] = frozenset({"MatMul", "Gather", "Reshape", "LeakyRelu", "Concat"})
+    """What lies between the image and the votes beside convolutions, see `inspectad.export.to_fp16`."""
+    votes_on_turns: ClassVar[bool] = True
+    """See `inspectad.held_out`."""
     rows: Tensor
     sides: Tensor
     lowest_share: Tensor
@@ -114,7 +118,7 @@ class TransformationVotes(nn.Module):
             logits = discriminator(turned)[:, :classes]
             shares = F.softmax(logits.float(), dim=1)
             by_class = shares.view(classes, -1, classes, *shares.shape[2:]).transpose(1, 2).flatten(0, 1)
-            found.append(by_class[right])
+            found.append(by_class.index_select(0, right))
         return found
 
     def _reduced(self, images: Tensor) -> list[Tensor]:
@@ -148,7 +152,7 @@ class TransformationVotes(nn.Module):
 
     def _placed(self, number: int, votes: Tensor, size_hw: tuple[int, int]) -> Tensor:
         """Mean vote at each pixel of the input, (B, 1, S, S). Args: votes (M, B, h, h) of this scale."""
-        kept = votes[self._kept]
+        kept = torch.stack([votes[i] for i in self._kept])
         origin = self.get_buffer(f"undone_{number}").unsqueeze(1).expand(-1, votes.shape[1], -1)
         mean = kept.flatten(2).gather(2, origin).mean(dim=0)
         full = F.pad(mean.view(-1, 1, *votes.shape[2:]), (MARGIN,) * 4, mode="replicate")

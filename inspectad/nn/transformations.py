@@ -133,7 +133,9 @@ def look_up(images: Tensor, table: Tensor, *, has_grey: bool) -> Tensor:
     """
     side = images.shape[-1]
     pixels = torch.cat([images, _greyed(images)], dim=2) if has_grey else images
-    return pixels.flatten(2)[:, :, table].permute(2, 0, 1, 3).reshape(-1, images.shape[1], side, side)
+    found = pixels.flatten(2).index_select(2, table.flatten())
+    stacked = found.view(*found.shape[:2], len(table), -1).permute(2, 0, 1, 3)
+    return stacked.reshape(-1, images.shape[1], side, side)
 
 
 def undo_table(transformations: Sequence[Transformation], side: int) -> Tensor:
