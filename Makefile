@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 DEMO ?= inspectad-demo
+JOBS ?= 2
 COUNT ?= 100000
 SEED ?= 0
 BIN = $(VENV)/bin
@@ -10,7 +11,7 @@ BIN = $(VENV)/bin
 
 help:
 	@echo "make demo    set everything up and run the whole job on rendered parts"
-	@echo "make test    set everything up and pass all tests"
+	@echo "make test    set everything up and pass all tests, JOBS=$(JOBS) at a time"
 	@echo "make kills   kill 200 scans at random moments, and compare what becomes of them (some minutes)"
 	@echo "make check   linters and types"
 	@echo "make format  format the code"
@@ -31,8 +32,9 @@ $(VENV)/ready: pyproject.toml
 demo: setup
 	$(BIN)/inspectad demo -o $(DEMO)
 
+# Threads of one test must not wait busily on the cores that the other one needs; a file's tests share what it set up.
 test: setup
-	$(BIN)/python -m pytest
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 kills: setup
 	$(BIN)/python tests/kills.py --kills 200

@@ -60,7 +60,7 @@ def narrow_scores(count: int, seed: int) -> np.ndarray:
 )
 def test_fresh_good_images_are_rejected_at_most_as_often_as_asked(law, count: int, rate: float) -> None:
     rng = np.random.default_rng(8)
-    thresholds = [threshold_of(np.exp(law.rvs(count, random_state=rng)), rate) for _ in range(250)]
+    thresholds = [threshold_of(np.exp(law.rvs(count, random_state=rng)), rate) for _ in range(80)]
     rejected = law.sf(np.log(thresholds))  # the exact rate among fresh images, for each calibration
     error = 3 * rejected.std() / math.sqrt(len(rejected))
     assert rejected.mean() <= rate + error

