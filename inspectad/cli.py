@@ -53,6 +53,7 @@ class Method(StrEnum):
     memory_bank = "memory_bank"
     devnet = "devnet"
     htdg = "htdg"
+    anomem = "anomem"
 
 
 class PoseName(StrEnum):
@@ -69,6 +70,20 @@ class Transformations(StrEnum):
 
     rotations = "rotations"
     all = "all"
+
+
+class Start(StrEnum):
+    """What anomem starts from; `inspectad.train_config.STARTS` are the same."""
+
+    pretrained = "pretrained"
+    scratch = "scratch"
+
+
+class Views(StrEnum):
+    """Which random views anomem contrasts; `inspectad.train_config.VIEWS` are the same."""
+
+    inspection = "inspection"
+    paper = "paper"
 
 
 class TrainDevice(StrEnum):
@@ -217,7 +232,8 @@ def train(
     method: Annotated[
         Method,
         typer.Option(
-            help="Detection method; devnet learns from the defects and needs some, htdg from one good image alone."
+            help="Detection method; devnet learns from the defects and needs some, htdg from one good image alone; anomem "
+            "learns prototypes."
         ),
     ] = Method.memory_bank,
     size: Annotated[
@@ -238,10 +254,19 @@ def train(
         ),
     ] = PoseName.auto,
     epochs: Annotated[
-        int | None, typer.Option(help="How long devnet trains, in epochs of 20 steps; its own choice if absent.")
+        int | None,
+        typer.Option(help="How long devnet or anomem train, in epochs of 20 steps; its own choice if absent."),
     ] = None,
     steps: StepsOption = None,
     transformations: TransformationsOption = None,
+    init: Annotated[
+        Start | None,
+        typer.Option(help="What anomem starts from: the pretrained backbone (if absent), or nothing, for a GPU."),
+    ] = None,
+    views: Annotated[
+        Views | None,
+        typer.Option(help="Random views that anomem contrasts: careful ones (if absent), or those of the paper."),
+    ] = None,
     samples: Annotated[
         Path | None,
         typer.Option(help="Folder for samples.png: what the generators of htdg make of noise, to see what it learnt."),
@@ -277,6 +302,8 @@ def train(
             epochs=epochs,
             steps=steps,
             transformations=transformations.value if transformations else None,
+            init=init.value if init else None,
+            views=views.value if views else None,
             samples=samples,
             device=device.value,
             seed=seed,

@@ -16,7 +16,7 @@ from inspectad.manifest import NO_BACKBONE
 from inspectad.methods import METHODS
 from inspectad.nn.backbone import load_backbone
 from inspectad.nn.pose_evidence import examine_pose
-from inspectad.nn.settings import TrainSettings
+from inspectad.nn.settings import PRETRAINED, SCRATCH, TrainSettings
 from inspectad.pose import FIXED, Pose, pose_named
 from inspectad.progress import Step, silent
 from inspectad.tiles import AUTO, Tiling, parse_tile
@@ -27,6 +27,11 @@ MOST_EPOCHS: Final = 10000
 MOST_STEPS: Final = 100_000
 TRANSFORMATIONS: Final = ("rotations", "all")
 """What ``train --transformations`` takes; the first is the one without it."""
+STARTS: Final = (PRETRAINED, SCRATCH)
+VIEWS: Final = ("inspection", "paper")
+"""What ``train --init`` and ``--views`` take; the first of each is the one without it."""
+SCRATCH_BACKBONE: Final = "resnet18"
+"""What learns from nothing, unless the user names another one."""
 DEFAULT_BACKBONE: Final = "efficientnet_lite0"
 LEAST_SOURCE_PX: Final = 16
 """Methods that see a square of fixed side learn nothing from images whose shorter side is below this; the smallest sets
@@ -55,6 +60,7 @@ class TrainConfig:
         epochs: how long a method that trains a network does so; None for its own.
         steps: training steps of each scale, of a method that trains scale by scale; None for its own.
         transformations: a name of `TRANSFORMATIONS`, for such a method; None for the first.
+        init: a name of `STARTS`, views: of `VIEWS`, for a method that knows them; None for the first.
         samples: folder for a picture of what a generative method makes of noise; None writes none.
         device: ``auto``, ``cpu`` or ``cuda``.
     """
@@ -73,6 +79,8 @@ class TrainConfig:
     epochs: int | None = None
     steps: int | None = None
     transformations: str | None = None
+    init: str | None = None
+    views: str | None = None
     samples: Path | None = None
     device: str = "auto"
     seed: int = 0
@@ -107,6 +115,8 @@ def _check_method(config: TrainConfig) -> None:
         ("--epochs", config.epochs, method.has_epochs, f"{name} does not train in epochs"),
         ("--steps", config.steps, method.has_steps, stepped),
         ("--transformations", config.transformations, method.has_steps, stepped),
+        ("--init", config.init, method.has_starts, f"{name} has one start"),
+        ("--views", config.views, method.has_starts, f"{name} does not contrast views"),
         ("--samples", config.samples, method.has_samples, f"{name} generates no images"),
         ("--backbone", _given(config.backbone, DEFAULT_BACKBONE), method.has_backbone, f"{name} has no backbone"),
         ("--backbone-weights", config.backbone_weights, method.has_backbone, f"{name} has no backbone"),
@@ -117,8 +127,17 @@ def _check_method(config: TrainConfig) -> None:
     for option, number, most in (("--epochs", config.epochs, MOST_EPOCHS), ("--steps", config.steps, MOST_STEPS)):
         if number is not None and not 1 <= number <= most:
             raise UsageError(f"{option} {number}: give a number from 1 to {most}")
-    if config.transformations is not None and config.transformations not in TRANSFORMATIONS:
-        raise UsageError(f"--transformations {config.transformations}: there are: {', '.join(TRANSFORMATIONS)}")
+    for option, named, known in (
+        ("--transformations", config.transformations, TRANSFORMATIONS),
+        ("--init", config.init, STARTS),
+        ("--views", config.views, VIEWS),
+    ):
+        if named is not None and named not in known:
+            raise UsageError(f"{option} {named}: there are: {', '.join(known)}")
+    if config.init == SCRATCH and config.backbone_weights is not None:
+        raise UsageError(
+            f"--backbone-weights {config.backbone_weights}: --init {SCRATCH} starts from none; leave one out"
+        )
 
 
 def _given(value: str, default: str) -> str | None:
@@ -180,13 +199,15 @@ def choose_settings(
     method = METHODS[config.method]
     settings = TrainSettings(
         input_size_hw=_input_size(config, sizes_hw, tiling),
-        backbone=config.backbone if method.has_backbone else NO_BACKBONE,
+        backbone=_backbone(config),
         backbone_weights=config.backbone_weights,
         epochs=config.epochs,
         seed=config.seed,
         device=torch_device(config.device),
         steps=config.steps,
         transformations=config.transformations or TRANSFORMATIONS[0],
+        init=config.init or STARTS[0],
+        views=config.views or VIEWS[0],
     )
     squeezed = _squeezed(config, good)
     if not method.asks_pose:
@@ -198,16 +219,30 @@ def choose_settings(
     if pose.turns > 1 and config.size_px is None and tiling is None and method.square_side is None:
         shares = [share for i in spread(len(images), _SHARES) if (share := part_share(images[i])) is not None]
         if shares and np.median(shares) <= SMALL_PART:
-            settings = dataclasses.replace(settings, input_size_hw=choose_input_size(sizes_hw, scale=SMALL_PART_SCALE))
+            settings = dataclasses.replace(
+                settings, input_size_hw=_input_size(config, sizes_hw, None, SMALL_PART_SCALE)
+            )
             reasons["input"] = f"enlarged: parts at any angle that fill {np.median(shares):.0%} of the image"
     return dataclasses.replace(settings, pose=pose), reasons
 
 
-def _input_size(config: TrainConfig, sizes_hw: Sequence[tuple[int, int]], tiling: Tiling | None) -> tuple[int, int]:
+def _backbone(config: TrainConfig) -> str:
+    """A key of ``BACKBONES``, or that there is none."""
+    if not METHODS[config.method].has_backbone:
+        return NO_BACKBONE
+    is_default = config.backbone == DEFAULT_BACKBONE
+    return SCRATCH_BACKBONE if config.init == SCRATCH and is_default else config.backbone
+
+
+def _input_size(
+    config: TrainConfig, sizes_hw: Sequence[tuple[int, int]], tiling: Tiling | None, scale: float = 1.0
+) -> tuple[int, int]:
     """Height and width of the network's input."""
     if side := METHODS[config.method].square_side:
         return side, side
-    return choose_input_size(sizes_hw, config.size_px) if tiling is None else _tile_input(config, tiling)
+    size = choose_input_size(sizes_hw, config.size_px, scale) if tiling is None else _tile_input(config, tiling)
+    multiple = METHODS[config.method].side_multiple
+    return (-(-size[0] // multiple) * multiple, -(-size[1] // multiple) * multiple)
 
 
 def _squeezed(config: TrainConfig, good: Sequence[ReadableImage]) -> dict[str, str]:
@@ -245,7 +280,8 @@ def _choose_pose(
         return pose_named(config.pose, taught), f"the option {config.pose}"
     if len(good) == 1:
         return FIXED, "one good image cannot tell how others lie: say --pose any if at any angle"
-    backbone, _ = load_backbone(settings.backbone, settings.backbone_weights)
+    name = DEFAULT_BACKBONE if settings.init == SCRATCH else settings.backbone
+    backbone, _ = load_backbone(name, settings.backbone_weights)
     evidence = examine_pose(
         good, backbone.to(settings.device), settings.device, lambda n, of: say("looking how parts lie", n, of)
     )

@@ -26,7 +26,7 @@ from inspectad.methods import METHODS
 from inspectad.metrics import auroc
 from inspectad.model_file import ONNX_NAME, append_manifest, write_model
 from inspectad.nn.backbone import weights_digest
-from inspectad.nn.settings import TrainSettings
+from inspectad.nn.settings import SCRATCH, TrainSettings
 from inspectad.onnx_graph import (
     FP32_LIMIT,
     compare,
@@ -269,7 +269,7 @@ def _manifest(
         method=config.method,
         backbone=settings.backbone,
         backbone_sha256=weights_digest(settings.backbone, settings.backbone_weights)
-        if METHODS[config.method].has_backbone
+        if METHODS[config.method].has_backbone and settings.init != SCRATCH
         else "",
         weights_sha256=hashlib.sha256(weights).hexdigest(),
         precision="fp32",

@@ -12,6 +12,8 @@ from typing import Protocol
 from torch import Tensor, nn
 
 from inspectad.calibration import BANK_EXPONENT
+from inspectad.methods.anomem import MAX_FOLDS as ANOMEM_MAX_FOLDS
+from inspectad.methods.anomem import AnoMemTrainer, restore_anomem
 from inspectad.methods.devnet import MAX_FOLDS, DevNetTrainer, explain_devnet, restore_devnet
 from inspectad.methods.htdg import MAX_FOLDS as HTDG_MAX_FOLDS
 from inspectad.methods.htdg import HTDGTrainer, restore_htdg
@@ -45,6 +47,8 @@ class Method:
         has_steps: it trains for a number of steps a scale that the user may choose, to tell transformations apart.
         has_samples: `Fitted.samples` is a picture of what it generates.
         square_side: its input is a square of this side in pixels, whatever the images are; None: chosen from images.
+        has_starts: it can start from a pretrained network or from nothing, and contrasts random views.
+        side_multiple: of its input, in pixels; its coarsest map has a place for each.
         has_backbone: it stands on a pretrained backbone.
         asks_pose: it makes use of how parts lie.
         learns_defects: defects change its model, so that one is scored by a model without it.
@@ -62,6 +66,8 @@ class Method:
     has_steps: bool = False
     has_samples: bool = False
     square_side: int | None = None
+    has_starts: bool = False
+    side_multiple: int = 1
     has_backbone: bool = True
     asks_pose: bool = True
     learns_defects: bool = True
@@ -88,5 +94,13 @@ METHODS: dict[str, Method] = {
         has_backbone=False,
         asks_pose=False,
         learns_defects=False,
+    ),
+    "anomem": Method(
+        AnoMemTrainer,
+        restore_anomem,
+        max_folds=ANOMEM_MAX_FOLDS,
+        has_epochs=True,
+        has_starts=True,
+        side_multiple=32,
     ),
 }

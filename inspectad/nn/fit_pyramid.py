@@ -26,7 +26,8 @@ from inspectad.checkpoint import Checkpoints
 from inspectad.errors import TrainingError
 from inspectad.nn.adam_state import adam_tensors, restore_adam
 from inspectad.nn.patch_gan import Discriminator, Generator, start, width_of
-from inspectad.nn.pyramid import UPDATES, PyramidPlan, Scale, generate, generated, noise, pyramid_images, source
+from inspectad.nn.pyramid import UPDATES, PyramidPlan, Scale, generate, generated, noise, pyramid_images
+from inspectad.nn.seeded import source
 from inspectad.nn.transformations import Transformation, apply_all
 from inspectad.progress import Step, silent
 

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -78,11 +77,6 @@ def pyramid_images(images: Tensor, sides: Sequence[int]) -> list[Tensor]:
     """Images uint8 (N, S, S, 3) at each side: (N, 3, side, side) in -1..1, each reduced from the images themselves."""
     pixels = images.permute(0, 3, 1, 2).float() / 127.5 - 1
     return [resample(pixels, resampling(pixels.shape[-1], side).to(pixels.device)) for side in sides]
-
-
-def source(*key: int) -> torch.Generator:
-    """A generator of random numbers, on the CPU whatever the device, that depends on this key alone."""
-    return torch.Generator().manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1))
 
 
 def noise(images: int, side: int, number: int, random: torch.Generator) -> Tensor:

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from inspectad.nn.patch_gan import resample, resampling
-from inspectad.nn.pyramid import PyramidPlan, Scale, generate, source
+from inspectad.nn.pyramid import PyramidPlan, Scale, generate
+from inspectad.nn.seeded import source
 from inspectad.records import ByteArray
 
 COLUMNS: Final = 8

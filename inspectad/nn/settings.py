@@ -2,9 +2,14 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from inspectad.checkpoint import Checkpoints
 from inspectad.pose import FIXED, Pose
+
+
+PRETRAINED: Final = "pretrained"
+SCRATCH: Final = "scratch"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,6 +27,8 @@ class TrainSettings:
         device: ``cpu`` or ``cuda``, torch's name.
         steps: training steps of each scale, of a method that trains scale by scale; None for its own.
         transformations: which ones a method that tells transformations apart does: ``rotations`` or ``all``.
+        init: what a method that can do either starts from: `PRETRAINED` or `SCRATCH`, from nothing.
+        views: which random views a method that contrasts them draws: ``inspection`` or ``paper``.
         checkpoints: where a long training keeps how far it came; None keeps nothing.
     """
 
@@ -35,4 +42,6 @@ class TrainSettings:
     device: str = "cpu"
     steps: int | None = None
     transformations: str = "rotations"
+    init: str = PRETRAINED
+    views: str = "inspection"
     checkpoints: Checkpoints | None = None

@@ -1,0 +1,85 @@
+"""A memory of normal prototypes that is read by association: one step of a modern Hopfield network.
+
+Source: Jézéquel, Vu, Beaudet & Histace, "AnoMem" (arXiv 2211.09041; IEEE TIP 35, 2026): per-scale memories of normal
+prototypes, learnt with the encoder (verified in the abstracts); modern Hopfield retrieval with learnable stored
+patterns (from a third party's notes and from reviews), after Ramsauer et al., "Hopfield Networks is All You Need" (ICLR
+2021). Our default: unit vectors, no projections inside the memory, `beta_of`; the library's 1 / sqrt(d) retrieves all but
+the mean prototype from unit vectors.
+"""
+
+import math
+import warnings
+from typing import Final
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+MOST_PROTOTYPES: Final = 256
+"""Of a scale: a few hundred, as recalled."""
+PATCHES_EACH: Final = 4
+"""Training patches that a prototype stands for at least; with fewer patches there are fewer prototypes."""
+MOST_CLUSTERED: Final = 16384
+"""Vectors that k-means sees at most."""
+_ROUNDS: Final = 20  # of k-means
+
+
+def beta_of(dimensions: int) -> float:
+    """Inverse temperature of the association, 2 sqrt(d): our default for unit vectors."""
+    return 2 * math.sqrt(dimensions)
+
+
+def count_of(patches: int, wanted: int = MOST_PROTOTYPES) -> int:
+    """How many prototypes so many training patches support, at least one."""
+    return max(1, min(wanted, patches // PATCHES_EACH))
+
+
+class PrototypeMemory(nn.Module):
+    """Prototypes of one scale, unit vectors when they are used."""
+
+    prototypes: nn.Parameter
+
+    def __init__(self, prototypes: Tensor, beta: float | None = None) -> None:
+        """Args: prototypes (N, d), of any length; beta: None for `beta_of`."""
+        super().__init__()
+        self.prototypes = nn.Parameter(prototypes.clone())
+        self.beta = beta_of(prototypes.shape[1]) if beta is None else beta
+
+    def association(self, queries: Tensor) -> Tensor:
+        """Softmax over the prototypes. Args: queries (M, d), unit vectors. Returns: (M, N), rows sum to 1."""
+        return (self.beta * queries @ F.normalize(self.prototypes, dim=1).T).softmax(dim=1)
+
+    def forward(self, queries: Tensor) -> Tensor:
+        """What the memory makes of queries. Args: (M, d), unit vectors. Returns: (M, d), unit vectors."""
+        return F.normalize(self.association(queries) @ F.normalize(self.prototypes, dim=1), dim=1)
+
+
+def effective_number(mean_association: Tensor) -> float:
+    """How many prototypes are in use: exp of the entropy of the mean association.
+
+    Args: mean_association (N,), sums to 1. Returns: 1 (a single one answers everything) to N (all equally often).
+    """
+    shares = mean_association.double().clamp_min(1e-12)
+    return float(torch.exp(-(shares * shares.log()).sum()))
+
+
+def cluster(vectors: Tensor, count: int, seed: int) -> Tensor:
+    """Centres of k-means on unit vectors, brought back to length 1.
+
+    Args: vectors (M, d), M >= 1; count: wanted; clusters that run empty keep the vector that they began with.
+    Returns: (count, d) float32, on the device of the vectors.
+    """
+    from scipy.cluster.vq import kmeans2
+
+    random = np.random.default_rng(seed)
+    chosen = vectors.detach().float().cpu().numpy()
+    if len(chosen) > MOST_CLUSTERED:
+        chosen = chosen[np.sort(random.choice(len(chosen), MOST_CLUSTERED, replace=False))]
+    start = chosen[random.choice(len(chosen), count, replace=len(chosen) < count)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of empty clusters, which is no fault of the images
+        centres, _ = kmeans2(chosen.astype(np.float64), start.astype(np.float64), iter=_ROUNDS, minit="matrix")
+    found = torch.from_numpy(np.asarray(centres, np.float32)).to(vectors.device)
+    lengths = found.norm(dim=1, keepdim=True)
+    return torch.where(lengths > 1e-6, found / lengths.clamp_min(1e-6), torch.from_numpy(start).to(vectors.device))
