@@ -232,8 +232,8 @@ def train(
     method: Annotated[
         Method,
         typer.Option(
-            help="Detection method; devnet learns from the defects and needs some, htdg from one good image alone; anomem "
-            "learns prototypes."
+            help="Detection method; devnet learns from the defects and needs some, htdg from one good image alone; "
+            "anomem learns prototypes of good patches."
         ),
     ] = Method.memory_bank,
     size: Annotated[

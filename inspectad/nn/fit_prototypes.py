@@ -154,6 +154,7 @@ class PrototypeTraining:
             targets = vectors
             if len(self._memories):
                 memory = self._memories[scale]
+                assert isinstance(memory, PrototypeMemory)
                 targets = torch.where(is_good[:, None], memory(vectors), vectors)
                 shares.append(memory.association(vectors[is_good].detach()).detach().mean(dim=0))
             contrast = contrast + nt_xent(vectors, targets)

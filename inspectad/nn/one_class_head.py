@@ -60,7 +60,7 @@ def fit_one_class(deviations: Sequence[Tensor], seed: int) -> nn.ModuleList:
         for _ in range(EPOCHS):
             loss = head(chosen).square().mean()
             adam.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             adam.step()
         heads.append(head.requires_grad_(False).eval())
     return heads

@@ -2,9 +2,9 @@
 
 Source: Jézéquel, Vu, Beaudet & Histace, "AnoMem" (arXiv 2211.09041; IEEE TIP 35, 2026): per-scale memories of normal
 prototypes, learnt with the encoder (verified in the abstracts); modern Hopfield retrieval with learnable stored
-patterns (from a third party's notes and from reviews), after Ramsauer et al., "Hopfield Networks is All You Need" (ICLR
-2021). Our default: unit vectors, no projections inside the memory, `beta_of`; the library's 1 / sqrt(d) retrieves all but
-the mean prototype from unit vectors.
+patterns (from a third party's notes and from reviews), after Ramsauer et al., "Hopfield Networks is All You Need"
+(ICLR 2021). Our default: unit vectors, no projections inside the memory, `beta_of`; the library's 1 / sqrt(d) retrieves
+all but the mean prototype from unit vectors.
 """
 
 import math

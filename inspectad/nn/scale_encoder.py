@@ -41,7 +41,7 @@ class Projection(nn.Module):
 
 
 class ScaleEncoder(nn.Module):
-    """Images to unit vectors at several scales, in two halves: the backbone's maps, and the projection of each place."""
+    """Images to unit vectors at several scales by the backbone's maps, and the projection of each place."""
 
     def __init__(self, backbone: nn.Module, name: str, channels: Sequence[int]) -> None:
         """Args: backbone, deep; name: its key in ``BACKBONES``; channels: of its maps."""

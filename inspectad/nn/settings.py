@@ -7,7 +7,6 @@ from typing import Final
 from inspectad.checkpoint import Checkpoints
 from inspectad.pose import FIXED, Pose
 
-
 PRETRAINED: Final = "pretrained"
 SCRATCH: Final = "scratch"
 

@@ -73,7 +73,7 @@ class StageViews:
         if self._learns:
             return self._fresh(random, count)
         self._fill(step // self._each_round)
-        pooled = self._pool_images.unique()
+        pooled = torch.unique(self._pool_images)
         images = pooled[torch.randperm(len(pooled), generator=random)[:count]]
         pairs = []
         for image in images.tolist():
@@ -102,7 +102,7 @@ class StageViews:
         self._pool_images = images.repeat(max(2, POOL // len(images)))
         matrices, pools = [], []
         with torch.inference_mode():
-            for part in self._pool_images.split(_AT_A_TIME):
+            for part in torch.split(self._pool_images, _AT_A_TIME):
                 matrix, seen = self._views(part, random)
                 matrices.append(matrix)
                 pools.append(self._maps(seen))
