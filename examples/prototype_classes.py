@@ -11,11 +11,11 @@ One class is normal; ``--normals`` of its training images teach, and all test im
 image AUROC for each of these:
 
 - all: the detector as it is; stride_8, stride_16, stride_32: one of its scales alone; two: strides 16 and 32;
-- mean_prototype: the same encoder with a memory of one prototype, the mean; kmeans: with the centres of k-means in place
-  of the learnt prototypes, as many;
+- mean_prototype: the same encoder with a memory of one prototype, the mean; kmeans: with the centres of k-means in
+  place of the learnt prototypes, as many;
 - pixels: distance to the nearest training image, of the pixels as they are in the file, which needs no training.
 
-No figures are published that could be verified. ``--json FILE`` has all results, and is written anew after each training.
+No published figure could be verified. ``--json FILE`` has all results, and is written anew after each training.
 """
 
 import argparse

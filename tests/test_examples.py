@@ -294,6 +294,24 @@ def test_one_shot_classes(two_classes, tmp_path):
     assert mean in lines
 
 
+def test_prototype_classes(two_classes, tmp_path):
+    options = ("--classes", 4, "--draws", 1, "--init", "pretrained", "--epochs", 1, "--device", "cpu")
+    code, lines, messages = run_python(
+        "prototype_classes.py", two_classes, *options, "--json", "out.json", cwd=tmp_path
+    )
+    assert code == 0, messages
+    (told,) = json.loads((tmp_path / "out.json").read_text())
+    assert (told["label"], told["draw"], told["normals"]) == (4, 0, 3)
+    with np.load(two_classes) as arrays:
+        train, test = (arrays[name].reshape(len(arrays[name]), -1).astype(float) for name in ("x_train", "x_test"))
+        is_other = arrays["y_test"] != 4
+        good = train[arrays["y_train"] == 4]
+    nearest = np.sqrt(((test[:, None] - good[None]) ** 2).sum(axis=2)).min(axis=1)
+    pairs = nearest[is_other][:, None] - nearest[~is_other][None]
+    assert told["aurocs"]["pixels"] == pytest.approx(((pairs > 0) + 0.5 * (pairs == 0)).mean(), abs=1e-6)
+    assert f"    4 all             {100 * told['aurocs']['all']:.1f} ± nan" in lines
+
+
 def test_one_shot_classes_refuses_what_is_not_there(two_classes, monkeypatch):
     monkeypatch.syspath_prepend(EXAMPLES)
     import one_shot_classes

@@ -34,7 +34,7 @@ from inspectad.nn.fit_prototypes import PrototypePlan, Prototypes, PrototypeTrai
 from inspectad.nn.fitted import Fitted
 from inspectad.nn.known_defects import MIN_GOOD, TOO_FEW, Described, learn
 from inspectad.nn.one_class_head import MOST_IMAGES, OneClassHead, fit_one_class
-from inspectad.nn.prototypes import MOST_PROTOTYPES, PrototypeMemory
+from inspectad.nn.prototypes import MOST_PROTOTYPES, PrototypeMemory, spread_of
 from inspectad.nn.scale_encoder import STRIDES, ScaleEncoder
 from inspectad.nn.settings import PRETRAINED, SCRATCH, TrainSettings
 from inspectad.nn.views import augmentation_named
@@ -57,6 +57,8 @@ MAX_FOLDS: Final = 3
 """Calibration trains so many times again, each as long as the model itself."""
 IN_USE: Final = 0.25
 """Of a memory's prototypes: with fewer in use (effective number) it has collapsed."""
+ALIKE: Final = 1e-3
+"""And so it has when they spread by less (`inspectad.nn.prototypes.spread_of`): then all answer alike."""
 HEAD_IMAGES: Final = 128
 _HELD_OUT: Final = 5  # one in so many good images is kept from teaching, for the units and the choice of the head
 _MOST_HELD: Final = 64
@@ -217,9 +219,10 @@ class AnoMemTrainer:
                 f"{', '.join(small)}; more good images, or a larger --size, would fill it"
             )
         collapsed = [
-            f"{used:.1f} of {n} at stride {stride}"
-            for used, n, stride in zip(learnt.in_use, sizes, STRIDES, strict=True)
-            if used < IN_USE * n
+            f"{used:.1f} of {len(memory.prototypes)}, spread by {spread_of(memory.prototypes):.3f}, at stride {stride}"
+            for used, memory, stride in zip(learnt.in_use, _memories(learnt.memories), STRIDES, strict=True)
+            if len(memory.prototypes) > 1
+            and (used < IN_USE * len(memory.prototypes) or spread_of(memory.prototypes) < ALIKE)
         ]
         if collapsed:
             warnings.append(

@@ -3,7 +3,8 @@
 Source: Jézéquel et al., AnoMem (arXiv 2211.09041): memory-augmented contrastive learning at several scales (verified in
 the abstracts); labels enter the memory equations, so that anomalies never write (inferred from reviews); sub-sampled
 places (recalled). Our defaults: the places of two views that show the same spot are each other's positives, all other
-sampled places of the batch negatives; Adam; a first tenth without memories, which then begin at the centres of k-means.
+sampled places of the batch negatives; Adam; a first tenth without memories, which then begin at the centres of k-means,
+and which at the end, when the encoder is frozen, settle on the good images (`inspectad.nn.prototypes.settle`).
 """
 
 import math
@@ -12,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -19,15 +21,26 @@ from inspectad.checkpoint import Checkpoints
 from inspectad.errors import TrainingError
 from inspectad.nn.adam_state import adam_tensors, restore_adam
 from inspectad.nn.contrast import nt_xent, variance_loss
-from inspectad.nn.prototypes import MOST_PROTOTYPES, PrototypeMemory, cluster, count_of, effective_number
+from inspectad.nn.prototypes import (
+    MOST_PROTOTYPES,
+    PrototypeMemory,
+    cluster,
+    count_of,
+    effective_number,
+    settle,
+    targets_of,
+)
 from inspectad.nn.scale_encoder import ScaleEncoder
 from inspectad.nn.seeded import source
 from inspectad.nn.stage_views import Pair, StageViews
 from inspectad.nn.views import Augmentation, read_points, shared_points
 from inspectad.progress import Step, silent
 from inspectad.records import ByteArray
+from inspectad.training_data import spread
 
 VARIANCE_WEIGHT: Final = 1.0
+MOST_CLUSTERED_IMAGES: Final = 256
+"""Good images whose vectors memories begin at the centres of, and settle on."""
 _SECONDS: Final = 60.0  # between checkpoints
 _SAID_EVERY: Final = 10  # steps between looks at the prototypes in use
 _POINTS = 12  # what random numbers are for
@@ -98,10 +111,10 @@ class PrototypeTraining:
         self._checkpoints, self._name = checkpoints, name
         self._device = next(encoder.projections.parameters()).device
         self._good = len(good)
-        everything = [images[i] for i in good] + list(anomalies)
+        self._images = [images[i] for i in good] + list(anomalies)
         self._views = StageViews(
-            everything,
-            range(len(everything)),
+            self._images,
+            range(len(self._images)),
             encoder.maps,
             plan.augmentation,
             self._device,
@@ -110,9 +123,7 @@ class PrototypeTraining:
             steps=plan.steps,
         )
         encoder.backbone.requires_grad_(plan.learns_backbone)
-        encoder.train()
-        if not plan.learns_backbone:
-            encoder.backbone.eval()
+        self._learn_mode()
         self._memories = nn.ModuleList()
         self._learning = [p for p in encoder.parameters() if p.requires_grad]
         self._adam = torch.optim.AdamW(self._groups(), plan.learning_rate)
@@ -134,6 +145,7 @@ class PrototypeTraining:
                 self._save()
                 saved = time.monotonic()
         if begun_at < plan.steps:
+            self._settle()
             self._save()
         self._say("learning prototypes", plan.steps, plan.steps, self._detail())
         self._encoder.eval().requires_grad_(False)
@@ -155,7 +167,7 @@ class PrototypeTraining:
             if len(self._memories):
                 memory = self._memories[scale]
                 assert isinstance(memory, PrototypeMemory)
-                targets = torch.where(is_good[:, None], memory(vectors), vectors)
+                targets = targets_of(memory, vectors, is_good)
                 shares.append(memory.association(vectors[is_good].detach()).detach().mean(dim=0))
             contrast = contrast + nt_xent(vectors, targets)
             variance = variance + variance_loss(targets)
@@ -169,16 +181,47 @@ class PrototypeTraining:
 
     def _begin_memories(self) -> None:
         """Memories at the centres of the good images' vectors."""
-        pair = self._views.draw(self._step, len(self._views))
-        is_good = pair.images < self._good
-        with torch.no_grad():
-            for scale in range(len(self._encoder.projections)):
-                maps = torch.cat([maps[scale][is_good.to(maps[scale].device)] for maps in pair.maps])
-                vectors = self._encoder.project(scale, maps).flatten(0, 2)
-                count = count_of(len(vectors) // 2, self._plan.prototypes)
-                centres = cluster(vectors, count, self._plan.seed + scale)
-                self._memories.append(PrototypeMemory(centres))
+        for scale, vectors in enumerate(self._good_vectors()):
+            count = count_of(len(vectors), self._plan.prototypes)
+            self._memories.append(PrototypeMemory(cluster(vectors, count, self._plan.seed + scale)))
         self._memories.to(self._device)
+        self._add_memories()
+
+    def _good_vectors(self) -> list[Tensor]:
+        """Of good images as they are, as many as are needed: (M, d) of each scale."""
+        chosen = spread(self._good, MOST_CLUSTERED_IMAGES)
+        self._encoder.eval()
+        with torch.no_grad():
+            maps = [self._encoder.maps(self._pixels(i)) for i in chosen]
+            found = [
+                torch.cat([self._encoder.project(scale, of_image[scale]).flatten(0, 2) for of_image in maps])
+                for scale in range(len(self._encoder.projections))
+            ]
+        self._learn_mode()
+        return found
+
+    def _pixels(self, image: int) -> Tensor:
+        pixels = torch.from_numpy(np.ascontiguousarray(self._images[image])).to(self._device)
+        return pixels[None].permute(0, 3, 1, 2).float()
+
+    def _settle(self) -> None:
+        """The last word of stage 1, see `inspectad.nn.prototypes.settle`."""
+        shares = []
+        for scale, vectors in enumerate(self._good_vectors()):
+            memory = self._memories[scale]
+            assert isinstance(memory, PrototypeMemory)
+            settle(memory, vectors, self._plan.seed + scale)
+            with torch.no_grad():
+                shares.append(memory.association(vectors).mean(dim=0))
+        self._in_use = tuple(effective_number(share) for share in shares)
+
+    def _learn_mode(self) -> None:
+        self._encoder.train()
+        if not self._plan.learns_backbone:
+            self._encoder.backbone.eval()
+
+    def _add_memories(self) -> None:
+        """To what the optimiser moves."""
         self._adam.add_param_group({"params": list(self._memories.parameters()), "weight_decay": 0.0, "share": 1.0})
 
     def _groups(self) -> list[dict[str, object]]:
@@ -226,7 +269,7 @@ class PrototypeTraining:
             self._memories.append(PrototypeMemory(stored[f"memory.{scale}.prototypes"]))
         if stored:
             self._memories.to(self._device)
-            self._adam.add_param_group({"params": list(self._memories.parameters()), "weight_decay": 0.0, "share": 1.0})
+            self._add_memories()
         for prefix, network in self._networks().items():
             network.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
         restore_adam(self._adam, tensors, "adam.")

@@ -23,6 +23,9 @@ PATCHES_EACH: Final = 4
 MOST_CLUSTERED: Final = 16384
 """Vectors that k-means sees at most."""
 _ROUNDS: Final = 20  # of k-means
+_SETTLING: Final = 200  # steps
+_SETTLED_AT_A_TIME: Final = 2048
+_SETTLING_RATE: Final = 1e-3
 
 
 def beta_of(dimensions: int) -> float:
@@ -55,6 +58,14 @@ class PrototypeMemory(nn.Module):
         return F.normalize(self.association(queries) @ F.normalize(self.prototypes, dim=1), dim=1)
 
 
+def targets_of(memory: PrototypeMemory, vectors: Tensor, is_good: Tensor) -> Tensor:
+    """What the other view of each vector is drawn to: the memory's answer, of an anomaly the vector itself.
+
+    So no gradient of an anomaly's own target reaches the memory. Args: vectors (M, d); is_good (M,) bool.
+    """
+    return torch.where(is_good[:, None], memory(vectors), vectors)
+
+
 def effective_number(mean_association: Tensor) -> float:
     """How many prototypes are in use: exp of the entropy of the mean association.
 
@@ -62,6 +73,33 @@ def effective_number(mean_association: Tensor) -> float:
     """
     shares = mean_association.double().clamp_min(1e-12)
     return float(torch.exp(-(shares * shares.log()).sum()))
+
+
+def spread_of(prototypes: Tensor) -> float:
+    """1 minus the length of the mean direction: 0 when all prototypes are the same one. Args: prototypes (N, d)."""
+    return 1 - float(F.normalize(prototypes.detach(), dim=1).mean(dim=0).norm())
+
+
+def settle(memory: PrototypeMemory, vectors: Tensor, seed: int) -> None:
+    """Let the prototypes alone learn to answer these vectors with themselves, which is what scores are made of.
+
+    Contrast draws prototypes to where views can be told apart, not to where vectors are. Our default: Adam on the mean
+    length of the deviation, over random batches.
+
+    Args: vectors (M, d), unit vectors of good images.
+    """
+    random = torch.Generator().manual_seed(seed)
+    memory.requires_grad_(True)
+    adam = torch.optim.Adam(memory.parameters(), _SETTLING_RATE)
+    for step in range(_SETTLING):
+        for group in adam.param_groups:
+            group["lr"] = _SETTLING_RATE * (1 - step / _SETTLING)
+        chosen = vectors[torch.randint(len(vectors), (_SETTLED_AT_A_TIME,), generator=random).to(vectors.device)]
+        loss = (chosen - memory(chosen)).square().sum(dim=1).add(1e-9).sqrt().mean()
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+    memory.requires_grad_(False)
 
 
 def cluster(vectors: Tensor, count: int, seed: int) -> Tensor:
