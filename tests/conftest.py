@@ -18,6 +18,12 @@ PART_HW = (160, 192)
 GOOD_SEEDS = range(6)
 DEFECTS = {"scratch_6.png": (6, "scratch"), "stain_7.png": (7, "stain")}
 
+LONG = (
+    "bad_input", "devnet", "ray_cluster", "benchmark", "examples", "training_masks", "speed", "export", "htdg",
+    "faults_reading", "soak", "ray_child", "faults_kills", "scan_tiles", "explain", "calibration", "pose", "watch",
+)  # fmt: skip
+"""Files that took more than 20 s when last measured, the longest first (``pytest --durations``)."""
+
 RunCli = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
@@ -36,6 +42,12 @@ class Trained:
     good: Path
     defects: Path
     model: Path
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files of `LONG` first, so that at the end no worker is left alone with one of them."""
+    rank = {f"test_{name}.py": i for i, name in enumerate(LONG)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(LONG)))
 
 
 def write_png(path: Path, image: np.ndarray) -> Path:
