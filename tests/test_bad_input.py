@@ -788,7 +788,7 @@ class Deep:
 
 
 @pytest.fixture(scope="module")
-def deep(tmp_path_factory: pytest.TempPathFactory, run_cli: RunCli) -> Deep:
+def deep(tmp_path_factory: pytest.TempPathFactory, run_here: RunCli) -> Deep:
     """A model of 12-bit TIFFs, with everything in the folders that should not be there."""
     root = tmp_path_factory.mktemp("deep")
     for seed in range(4):
@@ -800,7 +800,7 @@ def deep(tmp_path_factory: pytest.TempPathFactory, run_cli: RunCli) -> Deep:
     write_tiff(root / "defects" / "stain.tif", twelve_bits(7, "stain"))
     write_tiff(root / "defects" / "also_good.tif", twelve_bits(5))
     (root / "defects" / "empty.png").write_bytes(b"")
-    done = run_cli("train", root / "good", root / "defects", "-o", root / "model", "--size", "64", "--device", "cpu")
+    done = run_here("train", root / "good", root / "defects", "-o", root / "model", "--size", "64", "--device", "cpu")
     return Deep(root, done)
 
 
@@ -901,13 +901,15 @@ def test_the_exit_code_of_a_resumed_scan_speaks_of_all_rows(trained: Trained, ru
     assert run_cli(*scan, "--threshold", "0.001", "--resume").returncode == 3
 
 
-def test_the_results_of_an_earlier_scan_are_no_input(trained: Trained, run_cli: RunCli, tmp_path: Path) -> None:
+def test_the_results_of_an_earlier_scan_are_no_input(
+    trained: Trained, run_cli: RunCli, run_here: RunCli, tmp_path: Path
+) -> None:
     shutil.copytree(trained.good, tmp_path / "line")
     scan = ("scan", tmp_path / "line", "-m", trained.model, "--heatmaps", "-o")
     count = len(list(trained.good.iterdir()))
     assert_clear(run_cli(*scan, tmp_path / "line" / "first"), 0, f"{count} images in")
     assert_clear(run_cli(*scan, tmp_path / "second"), 0, f"{count} images in")
-    made = run_cli("train", tmp_path / "line", "-o", tmp_path / "m", "--size", "64")
+    made = run_here("train", tmp_path / "line", "-o", tmp_path / "m", "--size", "64")
     assert_clear(made, 0, f"{count} good images")
 
 
@@ -929,11 +931,11 @@ def test_one_folder_cannot_be_good_and_defective(trained: Trained, run_cli: RunC
 
 
 def test_defects_kept_below_the_good_folder_are_not_taken_for_good(
-    trained: Trained, run_cli: RunCli, tmp_path: Path
+    trained: Trained, run_here: RunCli, tmp_path: Path
 ) -> None:
     shutil.copytree(trained.good, tmp_path / "all")
     shutil.copytree(trained.defects, tmp_path / "all" / "defects")
-    done = run_cli("train", tmp_path / "all", tmp_path / "all" / "defects", "-o", tmp_path / "m", "--size", "64")
+    done = run_here("train", tmp_path / "all", tmp_path / "all" / "defects", "-o", tmp_path / "m", "--size", "64")
     assert_clear(done, 0, f"{len(list(trained.good.iterdir()))} good images")
     assert "also among the defects" not in done.stderr
 

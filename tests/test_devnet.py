@@ -37,8 +37,6 @@ from inspectad.onnx_graph import export_graph, predict_with_graph, predict_with_
 from inspectad.pseudo_defects import paste_patch
 
 SIZE_HW = (96, 128)
-FEW_STEPS = "import inspectad.nn.fit_deviation as fitting; fitting.STEPS = 2"
-"""Runs before the program: what it does is the same, what it learns is not the point."""
 
 
 def generator(seed: int) -> torch.Generator:
@@ -62,6 +60,7 @@ def fitted(good: int = 3, defects: int = 2, **more: object) -> DevNet:
 
 @pytest.fixture
 def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What training does is the same, what it learns is not the point."""
     monkeypatch.setattr(fitting, "STEPS", 2)
 
 
@@ -433,12 +432,12 @@ def write(path: Path, image: np.ndarray) -> None:
     cv2.imencode(".png", image[..., ::-1])[1].tofile(path)
 
 
-def test_train_scan_and_export_on_the_command_line(folders: Path, run_cli, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("few_steps")
+def test_train_scan_and_export_on_the_command_line(folders: Path, run_here, run_cli, tmp_path: Path) -> None:
     model = tmp_path / "model"
-    done = run_cli(
+    done = run_here(
         *("train", folders / "good", folders / "defects", "-o", model),
         *("--method", "devnet", "--epochs", 1, "--size", 128, "--device", "cpu"),
-        prelude=FEW_STEPS,
     )
     assert done.returncode == 0, done.stderr
     assert "learning good from defective, without part 1 of 3 ..." in done.stderr
@@ -483,13 +482,14 @@ def test_epochs_that_make_no_sense_are_refused(folders: Path, tmp_path: Path, me
         inspectad.train(folders / "good", folders / "defects", tmp_path / "model", method=method, epochs=epochs)
 
 
+@pytest.mark.usefixtures("few_steps")
 def test_the_benchmark_measures_it_and_has_a_row_with_the_reason_where_there_is_no_defect(
-    folders: Path, run_cli, tmp_path: Path
+    folders: Path, run_here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    done = run_cli(
+    monkeypatch.setattr("inspectad.benchmark.accuracy.warm_up", lambda: None)  # no test asks how fast
+    done = run_here(
         *("benchmark", "accuracy", folders, "-o", tmp_path / "benchmark", "--shots", 2, "--defect-shots", "0,1"),
         *("--seeds", 1, "--methods", "devnet", "--size", 128),
-        prelude=FEW_STEPS,
     )
     assert done.returncode == 1, done.stderr  # one of the two could not be made
     with open(tmp_path / "benchmark" / "rows.csv", encoding="utf-8", newline="") as file:

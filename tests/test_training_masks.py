@@ -84,13 +84,13 @@ def test_masks_that_match_nothing_are_refused_with_the_name_that_would(folders: 
         found_in(folders, "elsewhere")
 
 
-def test_the_command_line_says_what_is_wrong_with_masks(folders: Path, run_cli: RunCli) -> None:
+def test_the_command_line_says_what_is_wrong_with_masks(folders: Path, run_here: RunCli) -> None:
     for arguments, words in (
         (("train", "good", "--masks", "masks"), "give the folder of defects too"),
         (("train", "good", "defects", "--masks", "defects"), "give the masks a folder of their own"),
         (("train", "good", "defects", "--masks", "good/part0.png"), "no such folder"),
     ):
-        done = run_cli(*arguments, cwd=folders)
+        done = run_here(*arguments, cwd=folders)
         assert done.returncode == 2, done.stderr
         assert words in done.stderr
         assert not (folders / "model").exists()
@@ -104,13 +104,13 @@ def test_masks_below_the_defects_are_no_defects(folders: Path) -> None:
 
 
 @pytest.mark.parametrize("count", [1, DEFECTS])
-def test_info_says_what_weight_the_defects_got_and_why(folders: Path, run_cli: RunCli, count: int) -> None:
+def test_info_says_what_weight_the_defects_got_and_why(folders: Path, run_here: RunCli, count: int) -> None:
     for i in range(count, DEFECTS):
         (folders / "defects" / "stain" / f"{i:03}.png").unlink()
     given = ("train", "good", "defects", "--masks", "masks", "--size", "64", "--device", "cpu")
-    done = run_cli(*given, cwd=folders)
+    done = run_here(*given, cwd=folders)
     assert done.returncode == 0, done.stderr
-    shown = run_cli("info", cwd=folders).stdout
+    shown = run_here("info", cwd=folders).stdout
     weight = re.search(r"weight of the defects\s+([0-9.]+): (.*)", shown)
     assert weight is not None
     assert 0 <= float(weight[1]) <= count / (count + 5) + 0.005
@@ -121,13 +121,13 @@ def test_info_says_what_weight_the_defects_got_and_why(folders: Path, run_cli: R
     assert np.isfinite(detector.predict([image]).image_scores[0])
 
 
-def test_a_mislabelled_defect_is_named(tmp_path: Path, run_cli: RunCli) -> None:
+def test_a_mislabelled_defect_is_named(tmp_path: Path, run_here: RunCli) -> None:
     for i in range(8):
         write_png(tmp_path / "good" / f"part{i}.png", render_part(i, None, PART_HW).image)
     for i in range(4):
         write_png(tmp_path / "defects" / f"stain{i}.png", render_part(50 + i, "stain", PART_HW).image)
     write_png(tmp_path / "defects" / "in_fact_good.png", render_part(71, None, PART_HW).image)
-    done = run_cli("train", "good", "defects", "--device", "cpu", cwd=tmp_path)
+    done = run_here("train", "good", "defects", "--device", "cpu", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "in_fact_good.png: scores like a good image" in done.stderr
     assert "stain0.png" not in done.stderr
