@@ -77,7 +77,7 @@ def effective_number(mean_association: Tensor) -> float:
 
 def spread_of(prototypes: Tensor) -> float:
     """1 minus the length of the mean direction: 0 when all prototypes are the same one. Args: prototypes (N, d)."""
-    return 1 - float(F.normalize(prototypes.detach(), dim=1).mean(dim=0).norm())
+    return max(0.0, 1 - float(F.normalize(prototypes.detach(), dim=1).mean(dim=0).norm()))
 
 
 def settle(memory: PrototypeMemory, vectors: Tensor, seed: int) -> None:
