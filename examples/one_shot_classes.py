@@ -31,10 +31,11 @@ import multiprocessing
 import os
 import platform
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads of several jobs must not spin while they wait
 
@@ -111,7 +112,7 @@ def main() -> None:
     print(f"\n{'part':<16}{'class':>5} {'draw':>4}  AUROC, %  train, s  score, s  images", flush=True)
     results: list[Result] = []
     started = time.perf_counter()
-    for result in run_all(jobs, args.jobs):
+    for result in run_all(run, jobs, args.jobs):
         results.append(result)
         print(
             f"{result.part:<16}{result.label:>5} {result.draw:>4}  {100 * result.auroc:>8.1f}  "
@@ -159,8 +160,8 @@ def describe(args: argparse.Namespace, device: str, trainings: int) -> dict[str,
     }
 
 
-def run_all(jobs: Sequence[Job], processes: int) -> Iterator[Result]:
-    """Results in the order in which they are done."""
+def run_all(run: Callable[[Any], Any], jobs: Sequence[Any], processes: int) -> Iterator[Any]:
+    """Results of a function of this level of a module, in the order in which they are done."""
     if processes <= 1:
         yield from map(run, jobs)
         return

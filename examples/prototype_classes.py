@@ -21,17 +21,15 @@ No published figure could be verified. ``--json FILE`` has all results, and is w
 import argparse
 import copy
 import json
-import multiprocessing
 import os
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from one_shot_classes import SIDE, auroc, deviation, drawn, resized, score
+from one_shot_classes import SIDE, auroc, deviation, drawn, resized, run_all, score
 
 PARTS = ("all", "two", "stride_8", "stride_16", "stride_32", "mean_prototype", "kmeans", "pixels")
 MOST_CLUSTERED = 256
@@ -88,7 +86,7 @@ def main() -> None:
     ]
     results: list[Result] = []
     print("class draw  " + "  ".join(f"{part:>9}" for part in PARTS) + "  train, s", flush=True)
-    for result in run_all(jobs, args.jobs):
+    for result in run_all(run, jobs, args.jobs):
         results.append(result)
         figures = "  ".join(f"{100 * result.aurocs[part]:{max(9, len(part))}.1f}" for part in PARTS)
         print(f"{result.label:>5} {result.draw:>4}  {figures}  {result.fit_seconds:>8.0f}", flush=True)
@@ -115,17 +113,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=1, help="trainings at a time, each in a process of its own")
     parser.add_argument("--json", type=Path, help="write all results there")
     return parser.parse_args()
-
-
-def run_all(jobs: Sequence[Job], processes: int) -> Iterator[Result]:
-    """Results in the order in which they are done."""
-    if processes <= 1:
-        yield from map(run, jobs)
-        return
-    # Not by fork: CUDA does not survive it.
-    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
-        for done in as_completed([pool.submit(run, job) for job in jobs]):
-            yield done.result()
 
 
 def run(job: Job) -> Result:
