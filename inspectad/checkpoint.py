@@ -28,6 +28,8 @@ FOLDER_NAME: Final = "checkpoint"
 _SUFFIX: Final = ".safetensors"
 _KEY: Final = "inspectad_training"
 _DIGEST: Final = "inspectad_tensors_sha256"
+_SILENT: Final = ("checkpoints", "show")
+"""Settings that have no say in what is learnt."""
 
 
 class Checkpoints:
@@ -92,12 +94,12 @@ def training_key(settings: Any, images: Sequence[str], versions: Sequence[str]) 
     """What a training is known by: the same key, the same model.
 
     Args:
-        settings: frozen values that have a say in what is learnt; ``checkpoints`` among them has none.
+        settings: frozen values that have a say in what is learnt; those of `_SILENT` have none.
         images: digests of what is learnt from, in order.
         versions: of what else decides about the result.
     Returns: 64 hex digits.
     """
-    told = {f.name: str(getattr(settings, f.name)) for f in dataclasses.fields(settings) if f.name != "checkpoints"}
+    told = {f.name: str(getattr(settings, f.name)) for f in dataclasses.fields(settings) if f.name not in _SILENT}
     text = json.dumps([told, list(images), [__version__, *versions]], sort_keys=True)
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
 

@@ -54,6 +54,7 @@ class Method(StrEnum):
     devnet = "devnet"
     htdg = "htdg"
     anomem = "anomem"
+    utad = "utad"
 
 
 class PoseName(StrEnum):
@@ -137,7 +138,8 @@ MaxMegapixelsOption = Annotated[
 ]
 
 StepsOption = Annotated[
-    int | None, typer.Option(help="Training steps of htdg for each of its scales; its own choice if absent.")
+    int | None,
+    typer.Option(help="Training steps of each of htdg's scales, or of utad's stages; its own choice if absent."),
 ]
 TransformationsOption = Annotated[
     Transformations | None,
@@ -233,7 +235,7 @@ def train(
         Method,
         typer.Option(
             help="Detection method; devnet learns from the defects and needs some, htdg from one good image alone; "
-            "anomem learns prototypes of good patches."
+            "anomem learns prototypes of good patches; utad draws each image as it should be."
         ),
     ] = Method.memory_bank,
     size: Annotated[
@@ -269,7 +271,9 @@ def train(
     ] = None,
     samples: Annotated[
         Path | None,
-        typer.Option(help="Folder for samples.png: what the generators of htdg make of noise, to see what it learnt."),
+        typer.Option(
+            help="Folder for samples.png, to see what was learnt: what htdg makes of noise, utad of training images."
+        ),
     ] = None,
     backbone: Annotated[str, typer.Option(help="Feature network.")] = "efficientnet_lite0",
     backbone_weights: Annotated[

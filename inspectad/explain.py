@@ -72,7 +72,7 @@ def explain(config: ExplainConfig, say: Step = silent) -> ExplainSummary:
         except UnreadableImageError as error:
             unreadable.append((file.name, str(error)))
             continue
-        picture = method.explain(module, pixels, source)
+        picture = method.explain(module, pixels, source, manifest.calibration)
         path = explanation_path(config.output, file.name)
         write_inside(config.output, path, encode_png(picture))
     return ExplainSummary(len(files) - len(unreadable), tuple(unreadable), time.perf_counter() - started)

@@ -114,7 +114,8 @@ def to_fp16(graph: bytes, more_ops: frozenset[str] = frozenset()) -> bytes:
         raise UsageError(
             "fp16: this model has no convolutional trunk that half precision would make faster; export it as fp32"
         )
-    weights = {i.name: i for i in model.graph.initializer if i.data_type == TensorProto.FLOAT}
+    sizes = {name for node in inside if node.op_type == "Resize" for name in node.input[1:]}  # always single
+    weights = {i.name: i for i in model.graph.initializer if i.data_type == TensorProto.FLOAT and i.name not in sizes}
     for name in {name for node in inside for name in node.input} & weights.keys():
         half = numpy_helper.from_array(numpy_helper.to_array(weights[name]).astype(np.float16), f"{name}_fp16")
         model.graph.initializer.append(half)

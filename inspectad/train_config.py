@@ -58,8 +58,8 @@ class TrainConfig:
         false_reject_rate: share of good images that may be called NG.
         pose: in which ways parts lie, a name of `inspectad.pose.POSES`; ``auto`` asks the good images.
         epochs: how long a method that trains a network does so; None for its own.
-        steps: training steps of each scale, of a method that trains scale by scale; None for its own.
-        transformations: a name of `TRANSFORMATIONS`, for such a method; None for the first.
+        steps: training steps of each scale or stage, of a method that has some; None for its own.
+        transformations: a name of `TRANSFORMATIONS`, for a method that tells them apart; None for the first.
         init: a name of `STARTS`, views: of `VIEWS`, for a method that knows them; None for the first.
         samples: folder for a picture of what a generative method makes of noise; None writes none.
         device: ``auto``, ``cpu`` or ``cuda``.
@@ -109,12 +109,21 @@ def check_config(config: TrainConfig) -> None:
 def _check_method(config: TrainConfig) -> None:
     """Options that are of some methods only."""
     method, name = METHODS[config.method], config.method
-    stepped = f"{name} does not train scale by scale"
     for option, value, is_known, why in (
-        ("--size", config.size_px, method.square_side is None, f"{name} sees a square of {method.square_side} pixels"),
+        (
+            "--size",
+            config.size_px,
+            method.square_side is None or method.cpu_side is not None,
+            f"{name} sees a square of {method.square_side} pixels",
+        ),
         ("--epochs", config.epochs, method.has_epochs, f"{name} does not train in epochs"),
-        ("--steps", config.steps, method.has_steps, stepped),
-        ("--transformations", config.transformations, method.has_steps, stepped),
+        ("--steps", config.steps, method.has_steps, f"{name} has no scales or stages"),
+        (
+            "--transformations",
+            config.transformations,
+            method.tells_transformations,
+            f"{name} does not tell transformations apart",
+        ),
         ("--init", config.init, method.has_starts, f"{name} has one start"),
         ("--views", config.views, method.has_starts, f"{name} does not contrast views"),
         ("--samples", config.samples, method.has_samples, f"{name} generates no images"),
@@ -138,6 +147,16 @@ def _check_method(config: TrainConfig) -> None:
         raise UsageError(
             f"--backbone-weights {config.backbone_weights}: --init {SCRATCH} starts from none; leave one out"
         )
+
+
+def square_side(config: TrainConfig) -> int | None:
+    """Of the network's input, in pixels, where that is a square whatever the images are; None where it is not."""
+    method = METHODS[config.method]
+    if method.square_side is None or method.cpu_side is None:
+        return method.square_side
+    if config.size_px is not None:
+        return -(-config.size_px // method.side_multiple) * method.side_multiple
+    return method.square_side if torch_device(config.device) == "cuda" else method.cpu_side
 
 
 def _given(value: str, default: str) -> str | None:
@@ -238,7 +257,7 @@ def _input_size(
     config: TrainConfig, sizes_hw: Sequence[tuple[int, int]], tiling: Tiling | None, scale: float = 1.0
 ) -> tuple[int, int]:
     """Height and width of the network's input."""
-    if side := METHODS[config.method].square_side:
+    if side := square_side(config):
         return side, side
     size = choose_input_size(sizes_hw, config.size_px, scale) if tiling is None else _tile_input(config, tiling)
     multiple = METHODS[config.method].side_multiple
@@ -250,7 +269,7 @@ def _squeezed(config: TrainConfig, good: Sequence[ReadableImage]) -> dict[str, s
 
     Raises: TrainingError: an image that has too few pixels to learn from.
     """
-    side = METHODS[config.method].square_side
+    side = square_side(config)
     if side is None:
         return {}
     for image in good:

@@ -6,6 +6,7 @@ import platform
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -40,7 +41,14 @@ from inspectad.progress import Step, silent
 from inspectad.records import ByteArray
 from inspectad.samples import check_samples_folder, write_samples
 from inspectad.tiles import AUTO, Tiling, seen_aspect
-from inspectad.train_config import TrainConfig, check_config, choose_settings, choose_tiling, reduction
+from inspectad.train_config import (
+    TrainConfig,
+    check_config,
+    choose_settings,
+    choose_tiling,
+    reduction,
+    square_side,
+)
 from inspectad.training_data import (
     DefectImages,
     DefectMasks,
@@ -100,7 +108,8 @@ def _train(config: TrainConfig, say: Step, warnings: tuple[str, ...]) -> TrainRe
     checkpoints = _checkpoints(config, selection, settings)
     if checkpoints.has_any():
         say("going on where the last training was stopped", 0, 1)
-    settings = dataclasses.replace(settings, checkpoints=checkpoints)
+    show = partial(write_samples, config.samples) if config.samples is not None else None
+    settings = dataclasses.replace(settings, checkpoints=checkpoints, show=show)
     given = _images(selection, masks, settings, tiling)
     trainer = method.trainer(given.good, given.known, settings)
     say("learning what good looks like", 0, 1)
@@ -308,7 +317,7 @@ def _more_defects(selection: Selection) -> list[str]:
 
 
 def _vanishing(config: TrainConfig, selection: Selection) -> list[str]:
-    side = METHODS[config.method].square_side
+    side = square_side(config)
     times = reduction(selection.good, config.size_px, side)
     if config.tile is not None or times <= HUGE:
         return []

@@ -22,8 +22,9 @@ GOOD_SEEDS = range(6)
 DEFECTS = {"scratch_6.png": (6, "scratch"), "stain_7.png": (7, "stain")}
 
 LONG = (
-    "bad_input", "devnet", "ray_cluster", "benchmark", "examples", "training_masks", "speed", "export", "htdg",
-    "faults_reading", "soak", "ray_child", "faults_kills", "scan_tiles", "explain", "calibration", "pose", "watch",
+    "utad", "utad_verbs", "bad_input", "devnet", "ray_cluster", "benchmark", "examples", "training_masks", "speed",
+    "export", "htdg", "faults_reading", "soak", "ray_child", "faults_kills", "scan_tiles", "explain", "calibration",
+    "pose", "watch",
 )  # fmt: skip
 """Files that took more than 20 s when last measured, the longest first (``pytest --durations``)."""
 

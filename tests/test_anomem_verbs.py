@@ -62,7 +62,7 @@ def made(folders: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
             {"init": "scratch", "backbone_weights": "x.pth"},
             r"--backbone-weights x\.pth: --init scratch starts from none",
         ),
-        ({"steps": 5}, "--steps 5: anomem does not train scale by scale"),
+        ({"steps": 5}, "--steps 5: anomem has no scales or stages"),
         ({"samples": "s"}, "--samples s: anomem generates no images"),
         ({"masks": "m"}, "--masks m: anomem has no use for masks"),
         ({"method": "memory_bank", "init": "scratch"}, "--init scratch: memory_bank has one start"),

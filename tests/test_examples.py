@@ -12,9 +12,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from conftest import write_png
 from PIL import Image
 
 import inspectad
+from inspectad.demo_part import render_part
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -310,6 +312,38 @@ def test_prototype_classes(two_classes, tmp_path):
     pairs = nearest[is_other][:, None] - nearest[~is_other][None]
     assert told["aurocs"]["pixels"] == pytest.approx(((pairs > 0) + 0.5 * (pairs == 0)).mean(), abs=1e-6)
     assert f"    4 all             {100 * told['aurocs']['all']:.1f} ± nan" in lines
+
+
+def test_two_stage_ablation(tmp_path):
+    side, folder = 64, tmp_path / "parts"
+    for place, kind, seeds in (
+        ("train/good", None, range(5)),
+        ("test/good", None, range(5, 7)),
+        ("test/scratch", "scratch", range(60, 62)),
+    ):
+        for seed in seeds:
+            drawn = render_part(seed, kind, (128, 128))
+            write_png(folder / place / f"{seed}.png", drawn.image)
+            if kind:
+                write_png(folder / "ground_truth" / kind / f"{seed}_mask.png", 255 * (drawn.mask > 0).astype(np.uint8))
+    options = ("--size", side, "--steps", 1, "--device", "cpu", "--threads", 1, "--json", "out.json")
+    code, lines, messages = run_python("two_stage_ablation.py", folder, *options, cwd=tmp_path)
+    assert code == 0, messages
+    told = json.loads((tmp_path / "out.json").read_text())
+    rows = {line[:22].strip(): line[22:].split() for line in lines}
+    for name, figures in told["figures"].items():
+        assert rows[name] == [f"{figure:.3f}" for figure in figures]
+        assert all(0 <= figure <= 1 for figure in figures)
+    assert len(told["figures"]) == 8
+    assert told["figures"]["memory bank"][0] == 1
+    # A black square is as far from the clean image as that is from black.
+    squares = []
+    for number, seed in enumerate((5, 6)):
+        clean = cv2.resize(render_part(seed, None, (128, 128)).image, (side, side), interpolation=cv2.INTER_AREA) / 255
+        y, x = np.random.default_rng(number).integers(side // 4, 3 * side // 4 - 6, 2)
+        squares.append((clean[y : y + 6, x : x + 6] ** 2).mean())
+    black = -10 * np.log10(np.mean(squares))
+    assert told["psnr"]["inside a pasted square, the square itself"] == pytest.approx(black, abs=1e-3)
 
 
 def test_one_shot_classes_refuses_what_is_not_there(two_classes, monkeypatch):

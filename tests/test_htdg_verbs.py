@@ -96,8 +96,11 @@ def made(folders: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
         ({"steps": 0}, "--steps 0: give a number from 1 to 100000"),
         ({"steps": 100_001}, "--steps 100001: give a number"),
         ({"transformations": "flips"}, "--transformations flips: there are: rotations, all"),
-        ({"method": "memory_bank", "steps": 2}, "--steps 2: memory_bank does not train scale by scale"),
-        ({"method": "devnet", "transformations": "all"}, "--transformations all: devnet does not train scale by scale"),
+        ({"method": "memory_bank", "steps": 2}, "--steps 2: memory_bank has no scales or stages"),
+        (
+            {"method": "devnet", "transformations": "all"},
+            "--transformations all: devnet does not tell transformations apart",
+        ),
         ({"method": "memory_bank", "samples": "s"}, "--samples s: memory_bank generates no images"),
     ],
 )
@@ -253,7 +256,7 @@ def test_benchmark_accuracy_takes_it_and_its_steps(
         assert 0 <= row.figures.image_auroc <= 1
         monkeypatch.setattr(accuracy, "run_cell", None)  # measured before, so nobody is asked
         assert run_accuracy(config, progress, lambda: False).rows[0].cell == row.cell
-        with pytest.raises(UsageError, match="--steps 1: none of memory_bank trains scale by scale"):
+        with pytest.raises(UsageError, match="--steps 1: none of memory_bank has scales or stages"):
             run_accuracy(dataclasses.replace(config, methods=("memory_bank",)), progress, lambda: False)
     other = plan(dataclasses.replace(config, steps=2), read_datasets((folders,)), options={"htdg": "steps 2"})
     assert other[0] != row.cell

@@ -117,11 +117,13 @@ def _check(config: AccuracyConfig) -> None:
                 **method_options(method, config),
             )
         )
-    for option, value in (("--steps", config.steps), ("--transformations", config.transformations)):
-        if value is not None and not any(METHODS[method].has_steps for method in config.methods):
-            raise UsageError(
-                f"{option} {value}: none of {', '.join(config.methods)} trains scale by scale; leave it out"
-            )
+    known = [METHODS[method] for method in config.methods]
+    for option, value, is_known, what in (
+        ("--steps", config.steps, any(m.has_steps for m in known), "has scales or stages"),
+        ("--transformations", config.transformations, any(m.tells_transformations for m in known), "tells them apart"),
+    ):
+        if value is not None and not is_known:
+            raise UsageError(f"{option} {value}: none of {', '.join(config.methods)} {what}; leave it out")
 
 
 def _in_words(options: Mapping[str, object]) -> str:

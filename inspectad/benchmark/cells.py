@@ -84,9 +84,9 @@ def _measure(cell: Cell, drawn: Draw, masks: Path | None, config: AccuracyConfig
 
 def method_options(method: str, config: AccuracyConfig) -> dict[str, Any]:
     """The options that only some methods know, as `TrainConfig` takes them; {} for the other methods."""
-    if not METHODS[method].has_steps:
-        return {}
-    return {"steps": config.steps, "transformations": config.transformations}
+    known = METHODS[method]
+    options: dict[str, Any] = {"steps": config.steps} if known.has_steps else {}
+    return options | ({"transformations": config.transformations} if known.tells_transformations else {})
 
 
 def _copy(files: Sequence[ImageFile], folder: Path) -> Path:

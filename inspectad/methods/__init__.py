@@ -12,14 +12,18 @@ from typing import Protocol
 from torch import Tensor, nn
 
 from inspectad.calibration import BANK_EXPONENT
+from inspectad.manifest import Calibration
 from inspectad.methods.anomem import MAX_FOLDS as ANOMEM_MAX_FOLDS
 from inspectad.methods.anomem import AnoMemTrainer, restore_anomem
 from inspectad.methods.devnet import MAX_FOLDS, DevNetTrainer, explain_devnet, restore_devnet
 from inspectad.methods.htdg import MAX_FOLDS as HTDG_MAX_FOLDS
 from inspectad.methods.htdg import HTDGTrainer, restore_htdg
 from inspectad.methods.memory_bank import MemoryBankTrainer, restore_memory_bank
+from inspectad.methods.utad import CPU_SIDE, SIDE, SIDE_MULTIPLE, UTADTrainer, restore_utad
+from inspectad.methods.utad import MAX_FOLDS as UTAD_MAX_FOLDS
 from inspectad.nn.fitted import Fitted
 from inspectad.nn.settings import TrainSettings
+from inspectad.nn.two_stage_pictures import explain_two_stage
 from inspectad.progress import Step, silent
 from inspectad.records import ByteArray
 from inspectad.training_data import DefectImages, TrainingImages
@@ -44,16 +48,18 @@ class Method:
         learns_masks: it can use masks of the defects.
         needs_defects: there is no model without a defect image.
         has_epochs: it trains a network, for a number of epochs that the user may choose.
-        has_steps: it trains for a number of steps a scale that the user may choose, to tell transformations apart.
+        has_steps: it trains scale by scale, or stage by stage, for a number of steps each that the user may choose.
+        tells_transformations: that is what it learns, and the user may choose which.
         has_samples: `Fitted.samples` is a picture of what it generates.
         square_side: its input is a square of this side in pixels, whatever the images are; None: chosen from images.
+        cpu_side: the same where it trains without a GPU, and the user may choose another side; None: no other side.
         has_starts: it can start from a pretrained network or from nothing, and contrasts random views.
         side_multiple: of its input, in pixels; its coarsest map has a place for each.
         has_backbone: it stands on a pretrained backbone.
         asks_pose: it makes use of how parts lie.
         learns_defects: defects change its model, so that one is scored by a model without it.
-        explain: (module, image at its input size, source image) to the picture that ``inspectad explain`` writes, at
-            the source's size; None where the anomaly map is all there is to see. Images are uint8 (H, W, 3), RGB.
+        explain: (module, image at its input size, source image, calibration) to the picture that ``inspectad explain``
+            writes; None where the anomaly map is all there is to see. Images are uint8 (H, W, 3), RGB.
     """
 
     trainer: Callable[[TrainingImages, DefectImages, TrainSettings], Trainer]
@@ -64,14 +70,16 @@ class Method:
     needs_defects: bool = False
     has_epochs: bool = False
     has_steps: bool = False
+    tells_transformations: bool = False
     has_samples: bool = False
     square_side: int | None = None
+    cpu_side: int | None = None
     has_starts: bool = False
     side_multiple: int = 1
     has_backbone: bool = True
     asks_pose: bool = True
     learns_defects: bool = True
-    explain: Callable[[nn.Module, ByteArray, ByteArray], ByteArray] | None = None
+    explain: Callable[[nn.Module, ByteArray, ByteArray, Calibration], ByteArray] | None = None
 
 
 METHODS: dict[str, Method] = {
@@ -89,6 +97,7 @@ METHODS: dict[str, Method] = {
         restore_htdg,
         max_folds=HTDG_MAX_FOLDS,
         has_steps=True,
+        tells_transformations=True,
         has_samples=True,
         square_side=64,
         has_backbone=False,
@@ -102,5 +111,17 @@ METHODS: dict[str, Method] = {
         has_epochs=True,
         has_starts=True,
         side_multiple=32,
+    ),
+    "utad": Method(
+        UTADTrainer,
+        restore_utad,
+        max_folds=UTAD_MAX_FOLDS,
+        has_steps=True,
+        has_samples=True,
+        square_side=SIDE,
+        cpu_side=CPU_SIDE,
+        side_multiple=SIDE_MULTIPLE,
+        learns_defects=False,
+        explain=explain_two_stage,
     ),
 }

@@ -40,6 +40,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from inspectad.heatmap import render_relevance
+from inspectad.manifest import Calibration
 from inspectad.nn.backbone import BACKBONES, build_backbone, load_backbone
 from inspectad.nn.balanced import BalancedBatches
 from inspectad.nn.deviation import patch_anomaly, top_mean
@@ -170,7 +171,7 @@ def restore_devnet(tensors: dict[str, Tensor], settings: TrainSettings) -> DevNe
     return module.requires_grad_(False).eval()
 
 
-def explain_devnet(module: nn.Module, image: ByteArray, source: ByteArray) -> ByteArray:
+def explain_devnet(module: nn.Module, image: ByteArray, source: ByteArray, _: Calibration) -> ByteArray:
     """Which pixels the image score depends on most, drawn over the source.
 
     Args: module of ``fit``; image uint8 (H, W, 3) at its input size; source uint8 (h, w, 3).

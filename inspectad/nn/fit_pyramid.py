@@ -5,7 +5,7 @@ discriminator and 3 of the generator, Adam, then the scale is frozen and the nex
 but for these:
 
 - more than `MOST_A_STEP` training images: each step sees as many, drawn at random;
-- the discriminators' batch statistics are measured once more at the end, see `settle`.
+- the discriminators' batch statistics are measured once more at the end (`inspectad.nn.batch_statistics`).
 
 All random numbers follow from (seed, scale, step), so that a training that was stopped and goes on gives the same model
 as one that was not.
@@ -25,10 +25,11 @@ from torch import Tensor, nn
 from inspectad.checkpoint import Checkpoints
 from inspectad.errors import TrainingError
 from inspectad.nn.adam_state import adam_tensors, restore_adam
+from inspectad.nn.batch_statistics import settle
 from inspectad.nn.patch_gan import Discriminator, Generator, start, width_of
 from inspectad.nn.pyramid import UPDATES, PyramidPlan, Scale, generate, generated, noise, pyramid_images
 from inspectad.nn.seeded import source
-from inspectad.nn.transformations import Transformation, apply_all
+from inspectad.nn.transformations import apply_all
 from inspectad.progress import Step, silent
 
 MOST_A_STEP: Final = 10
@@ -114,7 +115,7 @@ class _ScaleTraining:
         scale.freeze()
         if begun_at < plan.steps:
             with torch.no_grad():
-                settle(scale.discriminator, self._real, plan.transformations)
+                settle(scale.discriminator, (apply_all(batch, plan.transformations) for batch in _batches(self._real)))
             self._save()
         self._lower.append(scale)
 
@@ -259,26 +260,6 @@ def fast(device: torch.device) -> contextlib.AbstractContextManager[object]:
     """Half precision where it is computed by units of its own: on GPUs, and on CPUs with AMX."""
     is_fast = device.type == "cuda" or torch.cpu._is_amx_tile_supported()  # noqa: SLF001 - there is no public one
     return torch.autocast(device.type, torch.bfloat16) if is_fast else contextlib.nullcontext()
-
-
-def settle(discriminator: nn.Module, real: Tensor, transformations: Sequence[Transformation]) -> None:
-    """Set the batch statistics to those of the transformed training images, which is what images of a line are like.
-
-    While training, the running ones take in generated images too, and lag behind the weights.
-
-    Args: real (N, 3, side, side).
-    """
-    norms = [module for module in discriminator.modules() if isinstance(module, nn.BatchNorm2d)]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # the mean over all batches
-    discriminator.train()
-    for batch in _batches(real):
-        discriminator(apply_all(batch, transformations))
-    discriminator.eval()
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
 
 
 def _batches(real: Tensor) -> Iterator[Tensor]:

@@ -34,10 +34,10 @@ def draw_samples(images: Tensor, scales: Sequence[Scale], plan: PyramidPlan) -> 
                 found = generate(made, at, shown, random)
                 enlarged = resample(found, resampling(at, side).to(images.device))
                 rows.append(((enlarged + 1) * 127.5).round().to(torch.uint8))
-    return _grid(rows)
+    return grid(rows)
 
 
-def _grid(rows: Sequence[Tensor]) -> ByteArray:
+def grid(rows: Sequence[Tensor]) -> ByteArray:
     """Args: rows of images (B, 3, S, S) uint8. Returns: (h, w, 3), white between them."""
     count, _, height, width = rows[0].shape
     step_y, step_x = height + _GAP_PX, width + _GAP_PX

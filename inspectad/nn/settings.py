@@ -1,11 +1,13 @@
 """What a method needs to know, in one frozen value that is stored with the model."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from inspectad.checkpoint import Checkpoints
 from inspectad.pose import FIXED, Pose
+from inspectad.records import ByteArray
 
 PRETRAINED: Final = "pretrained"
 SCRATCH: Final = "scratch"
@@ -24,11 +26,12 @@ class TrainSettings:
         epochs: how long methods that train a network do so; None for the method's own.
         seed: of everything random.
         device: ``cpu`` or ``cuda``, torch's name.
-        steps: training steps of each scale, of a method that trains scale by scale; None for its own.
+        steps: training steps of each scale or stage, of a method that has some; None for its own.
         transformations: which ones a method that tells transformations apart does: ``rotations`` or ``all``.
         init: what a method that can do either starts from: `PRETRAINED` or `SCRATCH`, from nothing.
         views: which random views a method that contrasts them draws: ``inspection`` or ``paper``.
         checkpoints: where a long training keeps how far it came; None keeps nothing.
+        show: is given a picture of what a generative method has learnt so far, now and then while it trains.
     """
 
     input_size_hw: tuple[int, int]
@@ -44,3 +47,4 @@ class TrainSettings:
     init: str = PRETRAINED
     views: str = "inspection"
     checkpoints: Checkpoints | None = None
+    show: Callable[[ByteArray], None] | None = None
