@@ -1,6 +1,7 @@
 """The parts of UTAD, each against a closed form, another program, brute force or the published count."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import onnx
@@ -31,7 +32,7 @@ from inspectad.nn.perceptual import perceptual_distance
 from inspectad.nn.reconstruction_map import anomaly_evidence, ms_ssim_map, residual
 from inspectad.nn.settings import TrainSettings
 from inspectad.nn.stages import Stage, run_stage
-from inspectad.nn.two_stage import TwoStage, restore_two_stage
+from inspectad.nn.two_stage import Reconstruction, TwoStage, restore_two_stage
 from inspectad.onnx_graph import FP32_LIMIT, compare, export_graph, predict_with_graph, predict_with_module
 from inspectad.pose import FIXED, Pose, any_angle
 
@@ -489,6 +490,25 @@ def test_a_stopped_training_goes_on_to_the_same_detector(tmp_path, monkeypatch: 
     assert steps == [0, 1, 1]
     for (name, mine), theirs in zip(whole.state_dict().items(), gone_on.state_dict().values(), strict=True):
         assert torch.equal(mine, theirs), name
+
+
+@pytest.mark.parametrize(("restored", "counts"), [(lambda x: 1 - x, 0), (lambda x: 0.8 * x, 1)], ids=["noise", "near"])
+def test_a_second_stage_counts_unless_it_has_failed(
+    monkeypatch: pytest.MonkeyPatch, restored: Callable[[torch.Tensor], torch.Tensor], counts: int
+) -> None:
+    backbone, _ = load_backbone("efficientnet_lite0")
+    module = TwoStage(ImpressionNet(), Generator(), Generator(), backbone, SIDE, 2).eval()
+    monkeypatch.setattr(module, "reconstruct", lambda x: Reconstruction(0.9 * x, restored(x), torch.zeros(len(x), 128)))
+    images = [torch.from_numpy(image)[None] for image in parts(3)]
+    found = module.learn_usual(images[:2], images[2:])
+    pixels = images[2].permute(0, 3, 1, 2).float() / 255
+    expected = [-10 * math.log10(float((made - pixels).square().mean())) for made in (0.9 * pixels, restored(pixels))]
+    assert found == pytest.approx(expected, rel=1e-4)
+    assert int(module.restores) == counts
+    with torch.inference_mode():
+        alone = perceptual_distance(backbone(255 * pixels), backbone(255 * 0.9 * pixels), (SIDE, SIDE))
+        evidence = module.evidence(pixels, module.reconstruct(pixels))
+    assert torch.allclose(evidence, module.blur(alone).squeeze(1)) == (not counts)
 
 
 @pytest.mark.parametrize("images", [parts(1), [np.full((SIDE, SIDE, 3), 90, np.uint8)] * 5], ids=["one", "even"])

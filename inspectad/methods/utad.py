@@ -26,7 +26,7 @@ from inspectad.nn.fitted import Fitted
 from inspectad.nn.inception import ImpressionNet
 from inspectad.nn.settings import TrainSettings
 from inspectad.nn.stages import run_stage
-from inspectad.nn.two_stage import TwoStage, restore_two_stage
+from inspectad.nn.two_stage import FAILED_DB, TwoStage, restore_two_stage
 from inspectad.nn.two_stage_pictures import COLUMNS, draw_impressions, draw_stages
 from inspectad.nn.views import Augmentation
 from inspectad.pose import Pose
@@ -38,7 +38,7 @@ SIDE: Final = 256
 CPU_SIDE: Final = 128
 """Of the input, in pixels: published, and where there is no GPU, a quarter of the work."""
 SIDE_MULTIPLE: Final = 64
-LEAST_CREST: Final = 2.0
+LEAST_CONTRAST: Final = 2.0
 """Good images whose pixels differ by less than this from their mean (0..255, on average) show nothing."""
 MAX_FOLDS: Final = 2
 """Calibration trains so many times again, each as long as the model itself."""
@@ -113,7 +113,7 @@ class UTADTrainer:
         module, losses = self._stages(images, name, say, shows=is_whole)
         unseen = [self._good[i] for i in watched] or shifted(images, self._settings.seed)
         say("measuring what is usual", 0, 1)
-        fidelity = module.learn_usual([self._pixels([i]) for i in images], [self._pixels([i]) for i in unseen])
+        fidelity = module.learn_usual((self._pixels([i]) for i in images), [self._pixels([i]) for i in unseen])
         module.to(memory_format=torch.contiguous_format)
         shown = draw_stages(module, self._pixels(images[:COLUMNS])) if is_whole else None
         warnings = self._warnings(len(good), images, fidelity) if is_whole else ()
@@ -176,12 +176,11 @@ class UTADTrainer:
 
     def _warnings(self, good: int, images: Sequence[ByteArray], fidelity: tuple[float, float]) -> tuple[str, ...]:
         warnings = []
-        if fidelity[1] < fidelity[0]:
+        if fidelity[1] <= fidelity[0] - FAILED_DB:
             warnings.append(
                 "what the second stage restores is farther from good images that taught nothing (PSNR "
                 f"{fidelity[1]:.1f} dB) than the impressions of the first are ({fidelity[0]:.1f} dB): its training has "
-                "failed, or has hardly begun, and only impressions count in scores and maps. Try another --seed, or "
-                "more --steps"
+                "failed, and only impressions count in scores and maps. Try another --seed, or other --steps"
             )
         if min(self._schedule.steps) < FEW_STEPS:
             warnings.append(
@@ -193,8 +192,8 @@ class UTADTrainer:
                 f"{good} good images: this method learns from nothing what good looks like, and needs more "
                 f"({FEW_IMAGES} at least); --method memory_bank does with one"
             )
-        crest = float(np.mean([np.abs(image - image.mean(axis=(0, 1))).mean() for image in images]))
-        if crest < LEAST_CREST:
+        contrast = float(np.mean([np.abs(image - image.mean(axis=(0, 1))).mean() for image in images]))
+        if contrast < LEAST_CONTRAST:
             warnings.append(
                 "the good images are almost even, so there is nothing to reconstruct: whatever is not is a defect; "
                 "check that they show the part, or use --method memory_bank"
