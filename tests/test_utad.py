@@ -32,7 +32,7 @@ from inspectad.nn.perceptual import perceptual_distance
 from inspectad.nn.reconstruction_map import anomaly_evidence, ms_ssim_map, residual
 from inspectad.nn.settings import TrainSettings
 from inspectad.nn.stages import Stage, run_stage
-from inspectad.nn.two_stage import Reconstruction, TwoStage, restore_two_stage
+from inspectad.nn.two_stage import Reconstruction, TwoStage, restore_two_stage, shares_of
 from inspectad.onnx_graph import FP32_LIMIT, compare, export_graph, predict_with_graph, predict_with_module
 from inspectad.pose import FIXED, Pose, any_angle
 
@@ -53,6 +53,10 @@ def parts(count: int) -> list[np.ndarray]:
 def a_batch(*shape: int, seed: int = 0) -> torch.Tensor:
     """Uniform in 0..1."""
     return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def one(image: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(image)[None]
 
 
 def parameters_of(network: nn.Module) -> int:
@@ -421,7 +425,8 @@ def trainer(images: list[np.ndarray], **options) -> UTADTrainer:
 
 def test_a_fifth_of_the_good_images_teaches_nothing() -> None:
     assert held_out(range(4)) == []
-    assert held_out(range(10)) == [0, 5]
+    assert held_out(range(5)) == [0, 2]
+    assert held_out(range(20)) == [0, 5, 10, 15]
     assert len(held_out(range(1000))) == 64
     images = parts(2)
     moved = shifted(images, 0)
@@ -430,10 +435,9 @@ def test_a_fifth_of_the_good_images_teaches_nothing() -> None:
 
 
 def test_the_score_is_of_the_standardised_parts() -> None:
-    fitted = trainer(parts(6)).fit(range(6), [])
-    module = fitted.module
+    module = trainer(parts(6)).fit(range(6), []).module
     assert isinstance(module, TwoStage)
-    assert len(module.codes) == 5  # one was held out
+    assert len(module.codes) == 4  # two were held out
     images = torch.from_numpy(np.stack([part(7), part(8, "scratch"), part(9)]))
     with torch.inference_mode():
         score, anomaly_map = module(images)
@@ -442,16 +446,33 @@ def test_the_score_is_of_the_standardised_parts() -> None:
     top = torch.stack([m.flatten().sort(descending=True).values[: round(0.01 * SIDE**2)].mean() for m in standard])
     nearest = torch.cdist(codes, module.codes).sort(dim=1).values[:, :3].mean(dim=1)
     assert torch.allclose(found, torch.stack([top, nearest], dim=1), rtol=1e-4, atol=1e-6)
-    standardised = ((found - module.usual) / module.spread).sum(dim=1)
+    has_code = float(module.usual[1]) >= 0.1
+    assert math.isinf(float(module.spread[1])) != has_code
+    standardised = ((found - module.usual) / module.spread)[:, : 1 + has_code].sum(dim=1)
     assert torch.equal(standardised.argsort(), score.argsort())
-    held = torch.from_numpy(part(0))[None]  # the only one, which is what is usual
-    with torch.inference_mode():
-        assert float(module.examine(held)[0].max()) < 1e-3
-        assert float(module(held)[0]) < 1 < float(score.min())
-    assert module.usual[0] == 1  # a standard deviation
+    if not has_code:
+        assert torch.allclose(score, found[:, 0] / module.usual[0])
     assert anomaly_map.shape == (3, SIDE, SIDE)
     assert torch.allclose(anomaly_map, (standard / module.usual[0]).clamp_min(1e-6), atol=1e-3)
     assert float(score.min()) > 0
+
+
+def test_the_unit_of_the_score_is_that_of_the_images_that_taught() -> None:
+    """By numpy: their highest hundredth, standardised by the images that did not."""
+    images = parts(10)
+    module = trainer(images).fit(range(10), []).module
+    assert isinstance(module, TwoStage)
+    with torch.inference_mode():
+        raw = [module.evidence(x, module.reconstruct(x))[0].numpy() for x in (shares_of(one(i)) for i in images)]
+    held = np.stack([raw[i] for i in held_out(range(10))])
+    spread = np.sqrt(held.var(axis=0) + held.var(axis=0).mean() + (0.05 * held.mean()) ** 2)
+    tops = [
+        np.sort(np.maximum(raw[i] - held.mean(axis=0), 0) / spread, axis=None)[-round(0.01 * SIDE**2) :].mean()
+        for i in range(10)
+        if i not in held_out(range(10))
+    ]
+    assert float(module.usual[0]) == pytest.approx(max(1.0, np.mean(tops)), rel=1e-3)
+    assert float(module.spread[0]) == pytest.approx(max(np.std(tops), 0.05 * max(1.0, np.mean(tops))), rel=1e-2)
 
 
 def test_the_same_images_and_seed_give_the_same_detector_and_restoring_it_too() -> None:

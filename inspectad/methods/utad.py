@@ -169,7 +169,7 @@ class UTADTrainer:
             f"{plan.steps[1]} of {plan.batch[1]} for detail",
             "views": f"crops of {kind.least_crop:.0%} of the area at least, "
             f"mirrored {', '.join(kind.mirrors) or 'never'}, turned by {kind.degrees:g} degrees at most",
-            "usual scores are of": f"{watched} good images that taught nothing" if watched else "shifted copies",
+            "standardised by": f"{watched} good images that taught nothing" if watched else "shifted copies",
             "PSNR of these": f"impression {fidelity[0]:.1f} dB, restored {fidelity[1]:.1f} dB",
             **{f"final loss, {name}": f"{value:.4g}" for name, value in losses},
         }
@@ -203,14 +203,15 @@ class UTADTrainer:
 
 def held_out(good: Sequence[int]) -> list[int]:
     """Which of these good images teach nothing, so that what is usual can be measured of them; none of a few."""
-    count = min(len(good) // _HELD_OUT, _MOST_HELD) if len(good) >= _LEAST_GOOD else 0
+    count = max(2, min(len(good) // _HELD_OUT, _MOST_HELD)) if len(good) >= _LEAST_GOOD else 0
     return [good[i] for i in spread(len(good), count)] if count else []
 
 
 def shifted(images: Sequence[ByteArray], seed: int) -> list[ByteArray]:
-    """Copies moved by some pixels, which stand for good images that taught nothing where there are none."""
+    """Copies moved by some pixels, two at least, for good images that taught nothing where there are none."""
     rng = np.random.default_rng((seed, len(images)))
-    return [np.roll(image, rng.integers(1, 8, 2), axis=(0, 1)) for image in images]
+    copied = list(images) if len(images) > 1 else [*images, *images]
+    return [np.roll(image, rng.integers(1, 8, 2), axis=(0, 1)) for image in copied]
 
 
 def augmentation_of(pose: Pose) -> Augmentation:

@@ -36,9 +36,11 @@ NEIGHBOURS: Final = 3
 FAILED_DB: Final = 6.0
 """PSNR that what is restored may be behind the impressions. A second stage of mere noise (bottle, on a GPU) was 8 dB
 behind, and cost 9 points of AUPRO."""
-_LEAST_USUAL: Final = (1.0, 0.1)
-"""Of the map, in standard deviations: of the very images that it is standardised by it is low, of a single one 0. Of
-the code, each number of which is drawn with a standard deviation of 1: codes that tell nothing apart are nearer."""
+_LEAST_TOP: Final = 1.0
+"""Of the map's part, in standard deviations."""
+LEAST_CODE: Final = 0.1
+"""Of the code's, each number of which is drawn with a standard deviation of 1: codes that are nearer to each other tell
+nothing apart, and have no say."""
 _LEAST: Final = 1e-6
 _LEAST_SPREAD: Final = 0.05
 """Held-out images tell a standard deviation badly when they are few: no less than this share of the mean."""
@@ -91,8 +93,8 @@ class TwoStage(nn.Module):
         self.blur = GaussianBlur(SMOOTHING * side)
         self.register_buffer("codes", torch.zeros(images, CODE))
         self.register_buffer("restores", torch.ones(1))  # 1 where the second stage counts, or 0
-        # Mean and standard deviation, of good images that taught nothing: of the map at each place, and of what the
-        # map and the code say of an image as a whole.
+        # Mean and standard deviation, of good images: of the map at each place, and of what the map and the code say of
+        # an image as a whole.
         self.register_buffer("usual_map", torch.zeros(side, side))
         self.register_buffer("spread_map", torch.ones(side, side))
         self.register_buffer("usual", torch.ones(2))
@@ -112,12 +114,14 @@ class TwoStage(nn.Module):
         hundredth, and the mean distance to the nearest codes."""
         pixels = shares_of(images)
         found = self.reconstruct(pixels)
-        standard = torch.relu(self.evidence(pixels, found) - self.usual_map) / self.spread_map
-        flat = standard.flatten(1)
-        top = flat.topk(max(1, round(TOP_SHARE * flat.shape[1])), dim=1).values.mean(dim=1)
+        standard = self.standard(pixels, found)
         apart = (found.code[:, None] - self.codes).square().sum(dim=2).add(1e-12).sqrt()
         nearest = apart.topk(min(NEIGHBOURS, len(self.codes)), dim=1, largest=False).values.mean(dim=1)
-        return standard, torch.stack([top, nearest], dim=1)
+        return standard, torch.stack([top_mean(standard), nearest], dim=1)
+
+    def standard(self, pixels: Tensor, found: Reconstruction) -> Tensor:
+        """The map in standard deviations above what is usual at each place: (B, S, S), >= 0."""
+        return torch.relu(self.evidence(pixels, found) - self.usual_map) / self.spread_map
 
     def evidence(self, pixels: Tensor, found: Reconstruction) -> Tensor:
         """Phi(x, x') + Phi(x, m), smoothed: (B, S, S), >= 0; the first where it counts. Args: pixels (B, 3, S, S)."""
@@ -155,20 +159,35 @@ class TwoStage(nn.Module):
             torch.stack([F.mse_loss(getattr(found, stage), pixels) for pixels, found in made]).mean()
             for stage in ("impression", "restored")
         ]
-        self.codes.copy_(torch.cat([self.reconstruct(shares_of(image)).code for image in taught]))
         impression, restored = (-10 * math.log10(max(float(error), _LEAST)) for error in errors)
         self.restores.fill_(restored > impression - FAILED_DB)
-        found = [self.evidence(pixels, of_image)[0].double() for pixels, of_image in made]
-        mean = torch.stack(found).mean(dim=0)
-        variance = torch.stack([(one - mean).square() for one in found]).mean(dim=0)
+        maps = torch.stack([self.evidence(pixels, of_image)[0].double() for pixels, of_image in made])
+        mean, variance = maps.mean(dim=0), maps.var(dim=0, correction=0)
         floor = variance.mean() + (_LEAST_SPREAD * mean.mean()).square() + _LEAST**2
         self.usual_map.copy_(mean)
         self.spread_map.copy_((variance + floor).sqrt())
-        parts = torch.cat([self.examine(image)[1] for image in unseen]).double()
-        centre = torch.maximum(parts.mean(dim=0), parts.new_tensor(_LEAST_USUAL))
-        self.usual.copy_(centre)
-        self.spread.copy_(torch.maximum(parts.std(dim=0, correction=0), _LEAST_SPREAD * centre))
+        # What the map says of an image as a whole is measured of those that taught: these maps were not standardised by
+        # them, and they are many. Of the few others it would be low, and the lower, the fewer they are.
+        codes, tops = [], []
+        for pixels in map(shares_of, taught):
+            found = self.reconstruct(pixels)
+            codes.append(found.code)
+            tops.append(top_mean(self.standard(pixels, found)))
+        self.codes.copy_(torch.cat(codes))
+        nearest = torch.cat([self.examine(image)[1][:, 1] for image in unseen])
+        for part, (values, least) in enumerate(((torch.cat(tops), _LEAST_TOP), (nearest, _LEAST))):
+            centre = values.double().mean().clamp_min(least)
+            self.usual[part] = centre
+            self.spread[part] = torch.maximum(values.double().std(correction=0), _LEAST_SPREAD * centre)
+        if self.usual[1] < LEAST_CODE:
+            self.spread[1] = math.inf
         return impression, restored
+
+
+def top_mean(maps: Tensor) -> Tensor:
+    """Mean of the highest hundredth of each. Args: (B, S, S). Returns: (B,)."""
+    flat = maps.flatten(1)
+    return flat.topk(max(1, round(TOP_SHARE * flat.shape[1])), dim=1).values.mean(dim=1)
 
 
 def shares_of(images: Tensor) -> Tensor:
