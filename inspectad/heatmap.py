@@ -85,13 +85,14 @@ def render_overlay(
         image: (H, W, 3) RGB uint8, the source.
         anomaly_map: (h, w), any size.
         level: map value that contours are drawn at.
-        caption: one line, drawn where the image is large enough to read it.
+        caption: one line, drawn where the image is large enough to read it; "" for none.
     Returns: (H, W, 3) RGB uint8.
     """
     overlay = image.copy()
     _blend(overlay, anomaly_map, level)
     _draw_contours(overlay, anomaly_map, level)
-    _draw_caption(overlay, caption, verdict)
+    if caption:
+        _draw_caption(overlay, caption, verdict)
     return overlay
 
 

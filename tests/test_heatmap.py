@@ -275,3 +275,10 @@ def test_an_overlay_has_the_size_of_its_source_however_small(
     assert (picture.shape, picture.dtype) == (grey.shape, np.uint8)
     if values.max() > 1.5 * LEVEL == 3.0 > LEVEL and values.min() > LEVEL:
         assert (picture != grey).any()
+
+
+def test_without_a_caption_a_calm_image_looks_like_itself() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (300, 400, 3), np.uint8)
+    calm = np.full((30, 40), 0.5, np.float32)
+    assert np.array_equal(render_overlay(image, calm, 1.0, "", Verdict.OK), image)
+    assert not np.array_equal(render_overlay(image, calm, 1.0, "OK 0.5", Verdict.OK), image)
