@@ -243,9 +243,9 @@ def test_the_discriminators_rate_falls_to_a_tenth_at_half_of_the_steps() -> None
 
 def test_the_rates_and_the_number_of_updates_reach_the_optimisers(monkeypatch: pytest.MonkeyPatch) -> None:
     rates: list[float] = []
-    update = fitting._update
+    update = fitting.descend
     monkeypatch.setattr(
-        fitting, "_update", lambda adam, loss: rates.append(adam.param_groups[0]["lr"]) or update(adam, loss)
+        fitting, "descend", lambda adam, loss: rates.append(adam.param_groups[0]["lr"]) or update(adam, loss)
     )
     fit_pyramid(pixels(*pictures(1)), plan(steps=2, sides=SMALL[:1]))
     assert rates == pytest.approx([5e-4] * 6 + [5e-5] * 3 + [5e-4] * 3)

@@ -1,4 +1,4 @@
-"""The state of Adam as named tensors, so that a training can be stopped and go on as if it had not been."""
+"""A step of Adam, and its state as named tensors, so that a training can be stopped and go on as if it had not been."""
 
 import torch
 from torch import Tensor
@@ -26,3 +26,10 @@ def _laid_out(value: Tensor, parameter: Tensor) -> Tensor:
     if value.shape != parameter.shape:
         return value.clone()  # the number of steps
     return torch.empty_like(parameter, dtype=value.dtype).copy_(value).detach()
+
+
+def descend(adam: torch.optim.Adam, loss: Tensor) -> None:
+    """One step down the gradient of a loss, and of nothing before it."""
+    adam.zero_grad()
+    loss.backward()  # type: ignore[no-untyped-call]
+    adam.step()

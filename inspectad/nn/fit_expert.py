@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from inspectad.nn.adam_state import descend
 from inspectad.nn.expert_net import DETAIL, Generator, as_signed, start
 from inspectad.nn.fit_impression import GoodImages
 from inspectad.nn.inception import ImpressionNet
@@ -102,7 +103,7 @@ class ExpertStage(Stage):
         critics = critics + discriminator_loss(
             self._impression_critic(impression), self._impression_critic(naive.detach())
         )
-        self._update("critics", critics)
+        descend(self.optimisers["critics"], critics)
         pixel = F.l1_loss(again_x, image) + F.l1_loss(again_m, impression)
         paired = F.l1_loss(restored, image)
         contents = _apart(of_images.content(restored), content_m) + _apart(of_impressions.content(naive), content_x)
@@ -114,7 +115,7 @@ class ExpertStage(Stage):
             critic.requires_grad_(True)
         loss = IMAGE_WEIGHT * pixel + PAIR_WEIGHT * paired + CODE_WEIGHT * (contents + details)
         loss = loss + ADVERSARIAL_WEIGHT * fooled
-        self._update("makers", loss)
+        descend(self.optimisers["makers"], loss)
         return torch.stack([pixel, paired, contents, details, fooled, critics]).detach()
 
     def _pairs(self, number: int) -> tuple[Tensor, Tensor, torch.Generator]:
@@ -126,12 +127,6 @@ class ExpertStage(Stage):
         with torch.no_grad():
             impressions = self._impressions.decode(self._impressions.encode(images))
         return as_signed(images), as_signed(impressions), random
-
-    def _update(self, name: str, loss: Tensor) -> None:
-        optimiser = self.optimisers[name]
-        optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimiser.step()
 
     def finish(self) -> None:
         """Nothing: normalisations are of each image."""

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from inspectad.nn.adam_state import descend
 from inspectad.nn.batch_statistics import settle
 from inspectad.nn.expert_net import start
 from inspectad.nn.fit_pyramid import fast
@@ -111,10 +112,10 @@ class ImpressionStage(Stage):
             impression = self.net.decode(latent).float()
             pixel = F.mse_loss(impression, images)
             if number < max(1, round(WARM_UP * self.steps)):
-                self._update("net", PIXEL_WEIGHT * pixel)
+                descend(self.optimisers["net"], PIXEL_WEIGHT * pixel)
                 return torch.stack([pixel.detach(), *[pixel.new_zeros(())] * 5])
             critic = discriminator_loss(self._critic(images), self._critic(impression.detach()))
-            self._update("critic", critic)
+            descend(self.optimisers["critic"], critic)
             mean, log_variance, reduced = self.net.describe(latent)
             mean, log_variance = mean.float(), log_variance.float().clamp(-10, 10)
             noise = torch.randn(mean.shape, generator=random).to(self._device)
@@ -126,14 +127,8 @@ class ImpressionStage(Stage):
             self._critic.requires_grad_(True)
             loss = PIXEL_WEIGHT * pixel + ADVERSARIAL_WEIGHT * fooled
             loss = loss + LOCAL_WEIGHT * local + GLOBAL_WEIGHT * whole + DIVERGENCE_WEIGHT * apart
-        self._update("net", loss)
+        descend(self.optimisers["net"], loss)
         return torch.stack([pixel, fooled, local, whole, apart, critic]).detach()
-
-    def _update(self, name: str, loss: Tensor) -> None:
-        optimiser = self.optimisers[name]
-        optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimiser.step()
 
     def finish(self) -> None:
         with torch.no_grad():

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from inspectad.checkpoint import Checkpoints
 from inspectad.errors import TrainingError
-from inspectad.nn.adam_state import adam_tensors, restore_adam
+from inspectad.nn.adam_state import adam_tensors, descend, restore_adam
 from inspectad.nn.batch_statistics import settle
 from inspectad.nn.patch_gan import Discriminator, Generator, start, width_of
 from inspectad.nn.pyramid import UPDATES, PyramidPlan, Scale, generate, generated, noise, pyramid_images
@@ -170,7 +170,7 @@ class _ScaleTraining:
                         fake = apply_all(self._drawn(chosen, random), plan.transformations)
                     generated = torch.full_like(answers, len(plan.transformations))
                     loss = loss + patch_loss(scale.discriminator(fake), generated)
-            _update(critic, loss)
+            descend(critic, loss)
             lost[0] = loss.detach()
         if not plan.with_generator:
             return lost
@@ -181,7 +181,7 @@ class _ScaleTraining:
                 drawn = self._drawn(chosen, random)
                 fooled = patch_loss(scale.discriminator(apply_all(drawn, plan.transformations)), answers)
                 again = F.mse_loss(scale.generator(fixed, previous[chosen], chosen).float(), real)
-            _update(maker, fooled + RECONSTRUCTION * again)
+            descend(maker, fooled + RECONSTRUCTION * again)
             lost[1], lost[2] = fooled.detach(), again.detach()
         return lost
 
@@ -235,12 +235,6 @@ class _ScaleTraining:
         restore_adam(self._adams[1], tensors, "maker.")
         scale.step = int(tensors["step"])
         scale.losses = tuple(tensors["losses"].tolist())
-
-
-def _update(adam: torch.optim.Adam, loss: Tensor) -> None:
-    adam.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
-    adam.step()
 
 
 def _chosen(images: int, random: torch.Generator) -> Tensor:

@@ -115,9 +115,12 @@ class TwoStage(nn.Module):
         pixels = shares_of(images)
         found = self.reconstruct(pixels)
         standard = self.standard(pixels, found)
-        apart = (found.code[:, None] - self.codes).square().sum(dim=2).add(1e-12).sqrt()
-        nearest = apart.topk(min(NEIGHBOURS, len(self.codes)), dim=1, largest=False).values.mean(dim=1)
-        return standard, torch.stack([top_mean(standard), nearest], dim=1)
+        return standard, torch.stack([top_mean(standard), self.code_distance(found.code)], dim=1)
+
+    def code_distance(self, code: Tensor) -> Tensor:
+        """Mean distance to the nearest codes of what taught: (B,). Args: code (B, 128)."""
+        apart = (code[:, None] - self.codes).square().sum(dim=2).add(1e-12).sqrt()
+        return apart.topk(min(NEIGHBOURS, len(self.codes)), dim=1, largest=False).values.mean(dim=1)
 
     def standard(self, pixels: Tensor, found: Reconstruction) -> Tensor:
         """The map in standard deviations above what is usual at each place: (B, S, S), >= 0."""
@@ -174,7 +177,7 @@ class TwoStage(nn.Module):
             codes.append(found.code)
             tops.append(top_mean(self.standard(pixels, found)))
         self.codes.copy_(torch.cat(codes))
-        nearest = torch.cat([self.examine(image)[1][:, 1] for image in unseen])
+        nearest = torch.cat([self.code_distance(of_image.code) for _, of_image in made])
         for part, (values, least) in enumerate(((torch.cat(tops), _LEAST_TOP), (nearest, _LEAST))):
             centre = values.double().mean().clamp_min(least)
             self.usual[part] = centre
