@@ -42,7 +42,8 @@ from inspectad.image_files import ImageFile
 from inspectad.images import choose_input_size, load_image, read_file
 from inspectad.masks import mask_path, read_mask
 from inspectad.methods.memory_bank import MemoryBankTrainer
-from inspectad.methods.utad import CPU_SIDE, SCHEDULES, SIDE, UTADTrainer, augmentation_of, held_out
+from inspectad.methods.set_apart import set_apart
+from inspectad.methods.utad import CPU_SIDE, SCHEDULES, SIDE, UTADTrainer, augmentation_of
 from inspectad.metrics import PixelCounts, auroc
 from inspectad.nn.batch_statistics import settle
 from inspectad.nn.fit_impression import GoodImages
@@ -109,7 +110,7 @@ def main() -> None:
         print(f"autoencoder: {weights}, {steps} steps", flush=True)
 
     figures = {}
-    unseen = [train_images[i] for i in held_out(range(len(train_images)))] or train_images
+    unseen = [train_images[i] for i in set_apart(range(len(train_images)), at_least=2)] or train_images
     for name, (scores, maps) in judged(module, plain, unseen, [*good_images, *bad_images], device).items():
         figures[name] = measured(scores, maps, masks, len(good))
     if not args.alone:

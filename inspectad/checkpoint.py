@@ -104,6 +104,11 @@ def training_key(settings: Any, images: Sequence[str], versions: Sequence[str]) 
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
 
 
+def fit_name(good: Sequence[int], defects: Sequence[int] = ()) -> str:
+    """Of the checkpoint of one training among those of a calibration. Args: indices of the images it learns from."""
+    return "fit-" + hashlib.sha256(f"{list(good)}/{list(defects)}".encode()).hexdigest()[:16]
+
+
 def _digest(tensors: Mapping[str, Tensor]) -> str:
     """Of names, types, shapes and values: safetensors itself notices no changed value."""
     import torch

@@ -18,12 +18,13 @@ from inspectad.demo_part import render_part
 from inspectad.errors import TrainingError
 from inspectad.export import half_ops, to_fp16
 from inspectad.images import resize
-from inspectad.methods.utad import Schedule, UTADTrainer, augmentation_of, held_out, restore_utad, shifted
+from inspectad.methods.set_apart import set_apart, shifted
+from inspectad.methods.utad import Schedule, UTADTrainer, augmentation_of, restore_utad
 from inspectad.nn import fit_impression
 from inspectad.nn.backbone import build_backbone, load_backbone
 from inspectad.nn.batch_statistics import settle
 from inspectad.nn.expert_net import Generator, ImageNorm, adaptive_instance_norm, instance_norm, start
-from inspectad.nn.fit_expert import ExpertPlan, ExpertStage
+from inspectad.nn.fit_expert import ExpertPlan, ExpertStage, falling_share
 from inspectad.nn.fit_impression import GoodImages, ImpressionStage, rate_share
 from inspectad.nn.inception import ImpressionNet, Inception
 from inspectad.nn.information import PairDiscriminator, divergence, information_losses, pair_loss
@@ -234,6 +235,21 @@ def test_learning_rates_fall_at_half_and_at_seven_eighths() -> None:
     assert [round(rate_share(step, 400), 4) for step in (0, 199, 200, 349, 350, 399)] == [1, 1, 0.1, 0.1, 0.01, 0.01]
 
 
+def test_the_rate_of_stage_two_falls_in_its_second_half() -> None:
+    assert [falling_share(step, 100) for step in (0, 49, 50, 75, 99)] == pytest.approx([1, 1, 1, 0.5, 0.02])
+    assert falling_share(0, 1) == 1  # a single step learns
+
+
+def test_stage_two_learns_at_that_rate() -> None:
+    views = GoodImages(parts(1), augmentation_of(FIXED), CPU, 0)
+    stage = ExpertStage(views, ImpressionNet().eval(), ExpertPlan(steps=4, batch=1, seed=0, rate=1e-3), CPU)
+    rates = []
+    for number in range(4):
+        stage.step(number)
+        rates.append([optimiser.param_groups[0]["lr"] for optimiser in stage.optimisers.values()])
+    assert rates == [[pytest.approx(r)] * 2 for r in (1e-3, 1e-3, 1e-3, 5e-4)]
+
+
 # --- the map
 
 
@@ -312,10 +328,11 @@ def test_the_map_is_what_the_backbone_sees_standardised_place_by_place() -> None
         return ndimage.gaussian_filter(sum(apart)[0, 0].numpy() / len(seen), SIDE / 64, mode="nearest")
 
     with torch.inference_mode():
-        held = np.stack([raw(images[i]) for i in held_out(range(10))])
+        held = np.stack([raw(images[i]) for i in set_apart(range(10))])
         spread = np.sqrt(held.var(axis=0) + held.var(axis=0).mean() + (0.05 * held.mean()) ** 2)
         expected = np.maximum(raw(part(12, "scratch")) - held.mean(axis=0), 0) / spread
-        found, _ = module.examine(torch.from_numpy(part(12, "scratch"))[None])
+        pixels = shares_of(one(part(12, "scratch")))
+        found, _ = module.examine(pixels, module.reconstruct(pixels))
     assert np.abs(found[0].numpy() - expected).max() < 0.01 * expected.max()
 
 
@@ -424,14 +441,16 @@ def trainer(images: list[np.ndarray], **options) -> UTADTrainer:
 
 
 def test_a_fifth_of_the_good_images_teaches_nothing() -> None:
-    assert held_out(range(4)) == []
-    assert held_out(range(5)) == [0, 2]
-    assert held_out(range(20)) == [0, 5, 10, 15]
-    assert len(held_out(range(1000))) == 64
+    assert set_apart(range(4)) == []
+    assert set_apart(range(5)) == [0]
+    assert set_apart(range(5), at_least=2) == [0, 2]
+    assert set_apart(range(20)) == [0, 5, 10, 15]
+    assert len(set_apart(range(1000))) == 64
     images = parts(2)
     moved = shifted(images, 0)
     assert all(sorted(a.flatten()) == sorted(b.flatten()) for a, b in zip(images, moved, strict=True))
     assert not np.array_equal(images[0], moved[0])
+    assert len(shifted(images[:1], 0)) == 2
 
 
 def test_the_score_is_of_the_standardised_parts() -> None:
@@ -441,8 +460,9 @@ def test_the_score_is_of_the_standardised_parts() -> None:
     images = torch.from_numpy(np.stack([part(7), part(8, "scratch"), part(9)]))
     with torch.inference_mode():
         score, anomaly_map = module(images)
-        standard, found = module.examine(images)
-        codes = module.reconstruct(images.permute(0, 3, 1, 2).float() / 255).code
+        pixels = images.permute(0, 3, 1, 2).float() / 255
+        standard, found = module.examine(pixels, module.reconstruct(pixels))
+        codes = module.reconstruct(pixels).code
     top = torch.stack([m.flatten().sort(descending=True).values[: round(0.01 * SIDE**2)].mean() for m in standard])
     nearest = torch.cdist(codes, module.codes).sort(dim=1).values[:, :3].mean(dim=1)
     assert torch.allclose(found, torch.stack([top, nearest], dim=1), rtol=1e-4, atol=1e-6)
@@ -464,12 +484,12 @@ def test_the_unit_of_the_score_is_that_of_the_images_that_taught() -> None:
     assert isinstance(module, TwoStage)
     with torch.inference_mode():
         raw = [module.evidence(x, module.reconstruct(x))[0].numpy() for x in (shares_of(one(i)) for i in images)]
-    held = np.stack([raw[i] for i in held_out(range(10))])
+    held = np.stack([raw[i] for i in set_apart(range(10))])
     spread = np.sqrt(held.var(axis=0) + held.var(axis=0).mean() + (0.05 * held.mean()) ** 2)
     tops = [
         np.sort(np.maximum(raw[i] - held.mean(axis=0), 0) / spread, axis=None)[-round(0.01 * SIDE**2) :].mean()
         for i in range(10)
-        if i not in held_out(range(10))
+        if i not in set_apart(range(10))
     ]
     assert float(module.usual[0]) == pytest.approx(max(1.0, np.mean(tops)), rel=1e-3)
     assert float(module.spread[0]) == pytest.approx(max(np.std(tops), 0.05 * max(1.0, np.mean(tops))), rel=1e-2)

@@ -17,7 +17,6 @@ detector is the head that the memory bank has too, a balanced logistic regressio
 weight is chosen on left-out training images and is 0 where it tells no more apart.
 """
 
-import hashlib
 import math
 from collections.abc import Sequence
 from typing import Final
@@ -26,6 +25,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from inspectad.checkpoint import fit_name
+from inspectad.methods.set_apart import set_apart, shifted
 from inspectad.metrics import auroc
 from inspectad.nn.backbone import build_backbone, load_backbone
 from inspectad.nn.defect_head import DefectHead, describe
@@ -60,9 +61,6 @@ IN_USE: Final = 0.25
 ALIKE: Final = 1e-3
 """And so it has when they spread by less (`inspectad.nn.prototypes.spread_of`): then all answer alike."""
 HEAD_IMAGES: Final = 128
-_HELD_OUT: Final = 5  # one in so many good images is kept from teaching, for the units and the choice of the head
-_MOST_HELD: Final = 64
-_LEAST_GOOD: Final = 5  # with fewer none is
 _PASTED: Final = 4  # copies with a patch of each held-out image
 _BETTER: Final = 0.01  # image AUROC that the one-class head has to gain
 
@@ -86,15 +84,11 @@ class AnoMemTrainer:
 
         Raises: TrainingError: a loss is no longer a number.
         """
-        watched = (
-            [good[i] for i in spread(len(good), min(len(good) // _HELD_OUT, _MOST_HELD))]
-            if len(good) >= _LEAST_GOOD
-            else []
-        )
+        watched = set_apart(good)  # for the units and the choice of the head
         taught = [i for i in good if i not in watched]
         # Patches of an industrial part's defect are mostly good, so only a whole-image anomaly is contrasted.
         anomalies = [self._defects[i] for i in defects] if self._is_scratch else []
-        name = "fit-" + hashlib.sha256(f"{taught}/{list(defects)}".encode()).hexdigest()[:16]
+        name = fit_name(taught, defects)
         with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
             learnt = PrototypeTraining(
                 self._encoder(), self._good, taught, anomalies, self._plan, self._settings.checkpoints, name, say
@@ -102,10 +96,7 @@ class AnoMemTrainer:
         say("choosing the detector", 0, 1)
         module = DeviationMaps(learnt.encoder, learnt.memories, TOP_SHARES[self._settings.init])
         module.to(self._settings.device).eval().requires_grad_(False)
-        unseen = [self._good[i] for i in watched]
-        if not unseen:  # copies that the network has not seen either
-            rng = np.random.default_rng((self._settings.seed, len(taught)))
-            unseen = [np.roll(self._good[i], rng.integers(1, 8, 2), axis=(0, 1)) for i in taught]
+        unseen = [self._good[i] for i in watched] or shifted([self._good[i] for i in taught], self._settings.seed)
         with torch.inference_mode():
             held = [self._maps(module, image) for image in unseen]
             module.standardise(held)

@@ -19,7 +19,6 @@ transformations. A memory bank on a pretrained backbone is much stronger whereve
 than its patches.
 """
 
-import hashlib
 from collections.abc import Sequence
 from typing import Final
 
@@ -27,6 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from inspectad.checkpoint import fit_name
 from inspectad.errors import TrainingError
 from inspectad.nn.altered_copies import altered_copies
 from inspectad.nn.fit_pyramid import MOST_A_STEP, fit_pyramid
@@ -111,8 +111,7 @@ class HTDGTrainer:
 
     def _fit(self, good: tuple[int, ...], say: Step) -> Fitted:
         images = torch.from_numpy(np.stack([self._good[i] for i in good])).to(self._settings.device)
-        name = "fit-" + hashlib.sha256(",".join(map(str, good)).encode()).hexdigest()[:16]
-        scales = fit_pyramid(images, self._plan, self._settings.checkpoints, name, say)
+        scales = fit_pyramid(images, self._plan, self._settings.checkpoints, fit_name(good), say)
         module = self._module(scales).to(self._settings.device)
         with torch.inference_mode():
             module.learn_usual(altered_copies(images, _COPIES, self._settings.seed))

@@ -10,7 +10,6 @@ backbone finds more, in a fraction of the time (README).
 """
 
 import dataclasses
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -19,6 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from inspectad.checkpoint import fit_name
+from inspectad.methods.set_apart import set_apart, shifted
 from inspectad.nn.backbone import build_backbone, load_backbone
 from inspectad.nn.fit_expert import RATE, ExpertPlan, ExpertStage
 from inspectad.nn.fit_impression import GoodImages, ImpressionStage
@@ -32,7 +33,7 @@ from inspectad.nn.views import Augmentation
 from inspectad.pose import Pose
 from inspectad.progress import Step, silent
 from inspectad.records import ByteArray
-from inspectad.training_data import TrainingImages, spread
+from inspectad.training_data import TrainingImages
 
 SIDE: Final = 256
 CPU_SIDE: Final = 128
@@ -44,9 +45,6 @@ MAX_FOLDS: Final = 2
 """Calibration trains so many times again, each as long as the model itself."""
 FEW_STEPS: Final = 50
 FEW_IMAGES: Final = 10
-_HELD_OUT: Final = 5  # one in so many good images is kept from teaching, for the units of the score
-_MOST_HELD: Final = 64
-_LEAST_GOOD: Final = 5  # with fewer none is
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,11 +103,11 @@ class UTADTrainer:
         return self._fitted[key]
 
     def _fit(self, good: tuple[int, ...], say: Step) -> Fitted:
-        watched = held_out(good)
+        watched = set_apart(good, at_least=2)
         taught = [i for i in good if i not in watched]
         images = [self._good[i] for i in taught]
         is_whole = len(good) == len(self._good)
-        name = "fit-" + hashlib.sha256(",".join(map(str, good)).encode()).hexdigest()[:16]
+        name = fit_name(good)
         module, losses = self._stages(images, name, say, shows=is_whole)
         unseen = [self._good[i] for i in watched] or shifted(images, self._settings.seed)
         say("measuring what is usual", 0, 1)
@@ -199,19 +197,6 @@ class UTADTrainer:
                 "check that they show the part, or use --method memory_bank"
             )
         return tuple(warnings)
-
-
-def held_out(good: Sequence[int]) -> list[int]:
-    """Which of these good images teach nothing, so that what is usual can be measured of them; none of a few."""
-    count = max(2, min(len(good) // _HELD_OUT, _MOST_HELD)) if len(good) >= _LEAST_GOOD else 0
-    return [good[i] for i in spread(len(good), count)] if count else []
-
-
-def shifted(images: Sequence[ByteArray], seed: int) -> list[ByteArray]:
-    """Copies moved by some pixels, two at least, for good images that taught nothing where there are none."""
-    rng = np.random.default_rng((seed, len(images)))
-    copied = list(images) if len(images) > 1 else [*images, *images]
-    return [np.roll(image, rng.integers(1, 8, 2), axis=(0, 1)) for image in copied]
 
 
 def augmentation_of(pose: Pose) -> Augmentation:

@@ -3,7 +3,8 @@
 Source: Liu et al., "Unsupervised Two-stage Anomaly Detection" (arXiv 2103.11671), weights of the released
 configuration: 10 L1 of either image again, 1 content again, 1 detail again, 1 LSGAN; Adam (.5, .999), 1e-4, decay of
 weights 1e-4. Ours: impressions and images come in pairs, so there is 10 L1 of the restored image too; LSGAN counts a
-tenth; far fewer steps; and no half precision, in which tanh answers 1 from 3.5 on and has no gradient there.
+tenth; far fewer steps, at rates that fall in the second half of them (`falling_share`); and no half precision, in which
+tanh answers 1 from 3.5 on and has no gradient there.
 """
 
 from collections.abc import Mapping
@@ -34,7 +35,6 @@ ADVERSARIAL_WEIGHT: Final = 0.1
 """Published: 1. With it what is restored became noise within 350 steps on a GPU (bottle, 128 px), and by 1,200 on
 magnetic tile; and after 120 steps at 64 px it was 2.3 dB farther from the image than with this."""
 RATE: Final = 1e-4
-HALVED_EVERY: Final = 50_000
 WEIGHT_DECAY: Final = 1e-4
 _START, _LATER = 30, 1_000_000  # what random numbers are for: views of stage 2 are others than those of stage 1
 
@@ -88,7 +88,7 @@ class ExpertStage(Stage):
 
     def step(self, number: int) -> Tensor:
         for optimiser in self.optimisers.values():
-            optimiser.param_groups[0]["lr"] = self._plan.rate * 0.5 ** (number // HALVED_EVERY)
+            optimiser.param_groups[0]["lr"] = self._plan.rate * falling_share(number, self.steps)
         image, impression, random = self._pairs(number)
         of_images, of_impressions = self.of_images, self.of_impressions
         content_x, detail_x = of_images.content(image), of_images.detail(image)
@@ -130,6 +130,15 @@ class ExpertStage(Stage):
 
     def finish(self) -> None:
         """Nothing: normalisations are of each image."""
+
+
+def falling_share(number: int, steps: int) -> float:
+    """Of the learning rate, at step ``number``: all of it in the first half, then falling in a line to nothing.
+
+    Published: halved every 50,000 of 500,000 steps. Steps of one image leave what the last few taught: on magnetic tile
+    (128 px, 100 steps), PSNR outside the defect was 20.8 dB at a constant rate and 22.2 dB with this.
+    """
+    return min(1.0, 2 * (steps - number) / steps)
 
 
 def _apart(found: Tensor, wanted: Tensor) -> Tensor:

@@ -105,15 +105,18 @@ class TwoStage(nn.Module):
 
         The score orders images as the sum of the two standardised parts does, and is a share of what is usual.
         """
-        standard, parts = self.examine(images)
+        pixels = shares_of(images)
+        return self.judge(pixels, self.reconstruct(pixels))
+
+    def judge(self, pixels: Tensor, found: Reconstruction) -> tuple[Tensor, Tensor]:
+        """As `forward`, of (B, 3, S, S) in 0..1 and what was made of them."""
+        standard, parts = self.examine(pixels, found)
         score = (parts / self.spread).sum(dim=1) / (self.usual / self.spread).sum()
         return score.clamp_min(_LEAST), (standard / self.usual[0]).clamp_min(_LEAST)
 
-    def examine(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Args: images uint8 (B, S, S, 3). Returns: the standardised map (B, S, S), and (B, 2): the mean of its highest
-        hundredth, and the mean distance to the nearest codes."""
-        pixels = shares_of(images)
-        found = self.reconstruct(pixels)
+    def examine(self, pixels: Tensor, found: Reconstruction) -> tuple[Tensor, Tensor]:
+        """The standardised map (B, S, S), and (B, 2): the mean of its highest hundredth, and the mean distance to the
+        nearest codes."""
         standard = self.standard(pixels, found)
         return standard, torch.stack([top_mean(standard), self.code_distance(found.code)], dim=1)
 

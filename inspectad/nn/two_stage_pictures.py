@@ -59,8 +59,9 @@ def explain_two_stage(module: nn.Module, image: ByteArray, source: ByteArray, ca
     assert isinstance(module, TwoStage)
     with torch.inference_mode():
         seen = torch.from_numpy(np.ascontiguousarray(image))[None].to(module.codes.device)
-        found = module.reconstruct(shares_of(seen))
-        scores, maps = module(seen)
+        pixels = shares_of(seen)
+        found = module.reconstruct(pixels)
+        scores, maps = module.judge(pixels, found)
     score, anomaly_map = float(scores[0]), maps[0].cpu().numpy()
     height, width = source.shape[:2]
     factor = min(1.0, _PANEL_PX / max(height, width))
