@@ -98,6 +98,9 @@ def main() -> None:
         steps=args.steps,
         pose=FIXED if args.pose == "fixed" else pose_named(args.pose, len(taught)),
     )
+    apart = set_apart(range(len(train_images)), at_least=2)  # they teach utad nothing
+    learnt = [image for i, image in enumerate(train_images) if i not in apart]
+    unseen = [train_images[i] for i in apart] or train_images
     begun = time.perf_counter()
     fitted = UTADTrainer(train_images, [], settings).fit(range(len(train_images)), [], progress())
     seconds = time.perf_counter() - begun
@@ -105,12 +108,11 @@ def main() -> None:
     print(f"utad: {len(taught)} good images of {side} px, {seconds / 60:.1f} minutes on {device}", flush=True)
     plain = None
     if not args.alone:
-        plain, steps = autoencoder(train_images, augmentation_of(settings.pose), device, args.seed, seconds)
+        plain, steps = autoencoder(learnt, augmentation_of(settings.pose), device, args.seed, seconds)
         weights = f"{count(plain) / 1e6:.1f} of {count(module) / 1e6:.1f} million weights"
         print(f"autoencoder: {weights}, {steps} steps", flush=True)
 
     figures = {}
-    unseen = [train_images[i] for i in set_apart(range(len(train_images)), at_least=2)] or train_images
     for name, (scores, maps) in judged(module, plain, unseen, [*good_images, *bad_images], device).items():
         figures[name] = measured(scores, maps, masks, len(good))
     if not args.alone:

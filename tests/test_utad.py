@@ -352,6 +352,19 @@ def test_images_take_turns_and_steps_draw_the_same_views_again() -> None:
     assert sorted(round(float(view.mean()) * 255) for view in drawn) == [10, 10, 20, 20, 30, 30, 40, 40, 50, 50]
     assert torch.equal(drawn, views.draw(3, 10)[0])
     assert not torch.equal(drawn, views.draw(4, 10)[0])
+    alone = [float(views.draw(step, 1)[0].mean()) * 255 for step in range(10)]
+    assert sorted(map(round, alone[:5])) == sorted(map(round, alone[5:])) == [10, 20, 30, 40, 50]
+    across = [round(float(view.mean()) * 255) for view in torch.cat([views.draw(step, 3)[0] for step in range(5)])]
+    assert sorted(across) == [10] * 3 + [20] * 3 + [30] * 3 + [40] * 3 + [50] * 3
+
+
+@pytest.mark.parametrize(("count", "sizes"), [(8, [6, 6, 5]), (17, [17]), (64, [17])])
+def test_all_images_are_shown_in_parts_of_about_one_size(count: int, sizes: list[int]) -> None:
+    """So that each counts as much as any other where the mean over batches is taken."""
+    images = [np.full((SIDE, SIDE, 3), i, np.uint8) for i in range(17)]
+    found = list(GoodImages(images, augmentation_of(FIXED), CPU, 0).batches(count))
+    assert [len(batch) for batch in found] == sizes
+    assert torch.equal(torch.cat(found)[:, 0, 0, 0] * 255, torch.arange(17.0))
 
 
 def test_impressions_and_images_come_in_pairs() -> None:

@@ -6,7 +6,7 @@ from half of the steps on, a hundredth from seven eighths; the image alone for t
 batches of as many views as the device has room for.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import numpy as np
@@ -43,7 +43,7 @@ DECAYS: Final = (200 / 400, 350 / 400)
 WARM_UP: Final = 2 / 400
 """Share of the steps for which the image alone counts."""
 WEIGHT_DECAY: Final = 1e-4
-_START, _STEP = 20, 21  # what random numbers are for
+_START, _STEP, _ROUND = 20, 21, 22  # what random numbers are for
 
 
 class GoodImages:
@@ -54,21 +54,29 @@ class GoodImages:
         self._images, self._kind, self._device, self._seed = images, kind, device, seed
 
     def draw(self, step: int, count: int) -> tuple[Tensor, torch.Generator]:
-        """Returns: (count, 3, S, S) in 0..1, and the generator that they were drawn with. Images take turns."""
+        """Returns: (count, 3, S, S) in 0..1, and the generator that they were drawn with. Images take turns, from step
+        to step too: in a random order, all of them before one comes again."""
         random = source(self._seed, _STEP, step)
-        everyone = len(self._images)
-        rounds = -(-count // everyone)
-        chosen = torch.cat([torch.randperm(everyone, generator=random) for _ in range(rounds)])[:count]
-        stacked = np.stack([self._images[i] for i in chosen.tolist()])
+        stacked = np.stack([self._images[i] for i in self._turns(step * count, count)])
         pixels = torch.from_numpy(stacked).to(self._device).permute(0, 3, 1, 2).float()
         matrices = draw_matrices(count, (pixels.shape[2], pixels.shape[3]), self._kind, random)
         seen = view(pixels, matrices, self._kind, random) / 255
         return seen.contiguous(memory_format=torch.channels_last), random
 
-    def batches(self, count: int) -> list[Tensor]:
-        """All images as they are, so many at a time: (B, 3, S, S) in 0..1 each."""
-        pixels = [torch.from_numpy(np.stack(self._images[i : i + count])) for i in range(0, len(self._images), count)]
-        return [batch.to(self._device).permute(0, 3, 1, 2).float() / 255 for batch in pixels]
+    def _turns(self, first: int, count: int) -> list[int]:
+        """Whose turns these are, counted from the start of the training."""
+        everyone, found = len(self._images), list[int]()
+        while len(found) < count:
+            number, place = divmod(first + len(found), everyone)
+            order = torch.randperm(everyone, generator=source(self._seed, _ROUND, number))
+            found += order[place : place + count - len(found)].tolist()
+        return found
+
+    def batches(self, count: int) -> Iterator[Tensor]:
+        """All images as they are, so many at a time at most, in parts of about one size: (B, 3, S, S) in 0..1 each."""
+        for part in np.array_split(np.arange(len(self._images)), -(-len(self._images) // count)):
+            pixels = torch.from_numpy(np.stack([self._images[i] for i in part])).to(self._device)
+            yield pixels.permute(0, 3, 1, 2).float() / 255
 
 
 class ImpressionStage(Stage):

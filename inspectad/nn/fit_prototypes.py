@@ -141,7 +141,7 @@ class PrototypeTraining:
                 self._begin_memories()
             self._learn(self._views.draw(self._step, plan.batch))
             self._step += 1
-            if time.monotonic() - saved > _SECONDS:
+            if self._step < plan.steps and time.monotonic() - saved > _SECONDS:  # the end is saved settled
                 self._save()
                 saved = time.monotonic()
         if begun_at < plan.steps:

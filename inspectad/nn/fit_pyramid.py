@@ -109,7 +109,7 @@ class _ScaleTraining:
             self._say("learning the pyramid", *self._done(), _detail(self._number + 1, plan, scale.losses))
             scale.losses = self._checked(self._step(previous))
             scale.step += 1
-            if time.monotonic() - saved > _SECONDS:
+            if scale.step < plan.steps and time.monotonic() - saved > _SECONDS:  # the end is saved settled
                 self._save()
                 saved = time.monotonic()
         scale.freeze()

@@ -69,7 +69,7 @@ def run_stage(
             continue
         losses = _checked(stage, pending, done)
         pending = []
-        if time.monotonic() - saved > _SECONDS:
+        if done < stage.steps and time.monotonic() - saved > _SECONDS:  # the end is saved when it is finished
             _save(stage, done, losses, checkpoints, name)
             if picture is not None:
                 picture()
@@ -79,6 +79,7 @@ def run_stage(
         _save(stage, done, losses, checkpoints, name)
     for network in stage.networks.values():
         network.eval().requires_grad_(False)
+        network.zero_grad()  # a gradient takes as much memory as the weights
     say(stage.title, stage.steps, stage.steps, _detail(stage, losses))
     return losses
 
