@@ -505,16 +505,18 @@ def export(
 def explain(
     images: Annotated[list[str], typer.Argument(help="Folders (recursive), files, or patterns.")],
     model: Annotated[
-        Path, typer.Option("-m", "--model", help="Model folder of a method that explains itself: devnet.")
+        Path, typer.Option("-m", "--model", help="Model folder of a method that explains itself: devnet, utad.")
     ] = Path("model"),
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the pictures.")] = Path("explain"),
     device: Annotated[TrainDevice, typer.Option(help="auto takes the GPU where torch finds one.")] = TrainDevice.auto,
     max_megapixels: MaxMegapixelsOption = DEFAULT_MEGAPIXELS,
 ) -> None:
-    """Draw which pixels a score depends on, a picture for each image, at its own resolution.
+    """Draw why a model scores images as it does, a picture for each image.
 
     devnet: the gradient of the image score with respect to each pixel, from blue to red on a scale of its own for each
     image. So it says what a score rests on, not how high it is; scan --heatmaps has one scale for all images.
+
+    utad: input, impression, reconstruction and anomaly map side by side; the map's colours are those of the heatmaps.
 
     inspectad explain ./line_images
     """

@@ -42,7 +42,7 @@ class ExplainSummary:
 
 
 def explain(config: ExplainConfig, say: Step = silent) -> ExplainSummary:
-    """Write a picture for each image, at its own resolution, under its name below the output folder.
+    """Write a picture for each image, as the method draws it, under its name below the output folder.
 
     Raises:
         UsageError: nothing there under that name, or a method that has no explanation of its own.

@@ -46,13 +46,18 @@ def export(config: ExportConfig) -> tuple[Manifest, int]:
     """Export a trained model; returns its manifest (with the measured parity) and the file's size in bytes.
 
     Raises:
-        UsageError: no such precision.
+        UsageError: no such precision, or not for this method.
         ModelFileError: the model folder is incomplete or damaged, or ``-m`` is a file without its folder.
         ParityError: the graph differs from the network by more than its precision explains.
     """
     if config.precision not in PRECISIONS:
         raise UsageError(f"no precision named {config.precision!r}; there are: {', '.join(PRECISIONS)}")
-    manifest, _ = read_manifest(config.model)
+    manifest, method = read_manifest(config.model)
+    if config.precision == "int8" and not method.has_int8:
+        raise UsageError(
+            f"int8: {manifest.method} compares an image with what it makes of it, and the error of 8 bits on one side "
+            "would count as a difference; export it as fp32 or fp16"
+        )
     restored = restore(config.model, manifest, "export")
     module, samples = restored.module, restored.samples
     graph = export_graph(module, manifest.input_size_hw)

@@ -61,7 +61,7 @@ class TrainConfig:
         steps: training steps of each scale or stage, of a method that has some; None for its own.
         transformations: a name of `TRANSFORMATIONS`, for a method that tells them apart; None for the first.
         init: a name of `STARTS`, views: of `VIEWS`, for a method that knows them; None for the first.
-        samples: folder for a picture of what a generative method makes of noise; None writes none.
+        samples: folder for a picture of what a generative method makes, of noise or of training images; None: none.
         device: ``auto``, ``cpu`` or ``cuda``.
     """
 

@@ -260,6 +260,26 @@ def test_a_training_that_was_stopped_goes_on_bit_for_bit(
     assert are_same(whole, state_of(resumed.module))
 
 
+def test_a_training_that_was_stopped_at_its_very_end_is_settled_when_it_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was not: a checkpoint of its last step counted as complete. Found by a review."""
+    monkeypatch.setattr(fit_prototypes, "_SECONDS", -1.0)
+    monkeypatch.setattr(anomem, "EPOCH_STEPS", 4)
+    good, checkpoints = parts(3), Checkpoints(tmp_path / "checkpoint", "key")
+    whole = state_of(trainer(good).fit(range(3), []).module)
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as stopped:
+        stopped.setattr(fit_prototypes, "settle", stop)
+        with pytest.raises(KeyboardInterrupt):
+            trainer(good, checkpoints=checkpoints).fit(range(3), [])
+    assert checkpoints.has_any()
+    assert are_same(whole, state_of(trainer(good, checkpoints=checkpoints).fit(range(3), []).module))
+
+
 def test_a_loss_that_is_no_number_stops_with_step_and_cause_and_keeps_the_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

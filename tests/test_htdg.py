@@ -351,6 +351,24 @@ def test_a_training_that_was_stopped_gives_the_same_pyramid(
     assert len(restarted) == 1  # all is there
 
 
+def test_a_scale_that_was_stopped_at_its_very_end_is_settled_when_it_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was not: a checkpoint of its last step counted as complete. Found by a review."""
+    images = pixels(*pictures(2))
+    whole = weights(fit_pyramid(images, plan(steps=2)))
+    monkeypatch.setattr(fitting, "_SECONDS", -1.0)
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as stopped:
+        stopped.setattr(fitting, "settle", stop)
+        with pytest.raises(KeyboardInterrupt):
+            fit_pyramid(images, plan(steps=2), Checkpoints(tmp_path, "key"))
+    assert are_equal(whole, weights(fit_pyramid(images, plan(steps=2), Checkpoints(tmp_path, "key"))))
+
+
 def test_a_loss_that_is_no_number_stops_the_training_and_leaves_the_last_good_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

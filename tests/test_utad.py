@@ -23,7 +23,7 @@ from inspectad.methods.utad import Schedule, UTADTrainer, augmentation_of, resto
 from inspectad.nn import fit_impression
 from inspectad.nn.backbone import build_backbone, load_backbone
 from inspectad.nn.batch_statistics import settle
-from inspectad.nn.expert_net import Generator, ImageNorm, adaptive_instance_norm, instance_norm, start
+from inspectad.nn.expert_net import Generator, ImageNorm, adaptive_instance_norm, start
 from inspectad.nn.fit_expert import ExpertPlan, ExpertStage, falling_share
 from inspectad.nn.fit_impression import GoodImages, ImpressionStage, rate_share
 from inspectad.nn.inception import ImpressionNet, Inception
@@ -130,10 +130,12 @@ def test_another_detail_changes_how_it_looks_and_not_where_things_are(random: to
         content = generator.content(image)
         own, swapped = (generator.decode(content, generator.detail(of)) for of in (image, 5 * other))
         assert not torch.allclose(own.mean(dim=(2, 3)), swapped.mean(dim=(2, 3)), atol=1e-3)
-        assert torch.equal(content, generator.content(image))  # it has no say in the content
-        statistics = [instance_norm(content).mean(dim=(2, 3)), instance_norm(content).var(dim=(2, 3), correction=0)]
-        assert statistics[0].abs().max() < 1e-5
-        assert (statistics[1] - 1).abs().max() < 1e-2
+        # Where things are: in both, the same places are bright, channel by channel, where the content is the same.
+        pairs = (torch.corrcoef(torch.stack([own[0, c].flatten(), swapped[0, c].flatten()]))[0, 1] for c in range(3))
+        alien = generator.decode(generator.content(other), generator.detail(image))
+        others = (torch.corrcoef(torch.stack([own[0, c].flatten(), alien[0, c].flatten()]))[0, 1] for c in range(3))
+        same, different = [abs(float(found)) for found in pairs], [abs(float(found)) for found in others]
+        assert min(same) > 2 * max(different)
 
 
 def test_a_start_depends_on_its_generator_alone() -> None:
@@ -426,6 +428,22 @@ def test_a_loss_that_is_no_number_stops_with_its_step_and_keeps_what_was_before(
     assert (float(again.net.weight), again.finished) == (40.0, 0)
 
 
+def test_a_stage_that_was_stopped_at_its_very_end_is_finished_when_it_goes_on(tmp_path, monkeypatch) -> None:
+    """It was not: a checkpoint of its last step counted as complete. Found by a review."""
+    monkeypatch.setattr("inspectad.nn.stages._SECONDS", -1.0)
+    checkpoints = Checkpoints(tmp_path / "checkpoint", "key")
+
+    class Stopped(Counting):
+        def finish(self) -> None:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_stage(Stopped(20), checkpoints, "fit")
+    again = Counting(20)
+    assert run_stage(again, checkpoints, "fit") == (1.0, 19.0)
+    assert (float(again.net.weight), again.finished) == (20.0, 1)
+
+
 def test_what_is_said_meanwhile_has_losses_and_how_far_it_is() -> None:
     said: list[tuple[object, ...]] = []
     pictures: list[int] = []
@@ -584,10 +602,14 @@ def test_pictures_are_drawn_while_it_trains(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("inspectad.nn.stages._LOOK_EVERY", 1)
     shown: list[np.ndarray] = []
     fitted = trainer(parts(2), show=shown.append).fit(range(2), [])
-    assert [picture.shape for picture in shown] == [(130, 130, 3)] * 2 + [(262, 130, 3)] * 2
+    assert [picture.shape for picture in shown] == [(130, 130, 3), (262, 130, 3)]  # after the first step of each stage
     assert fitted.samples is not None
-    assert np.abs(fitted.samples.astype(int) - shown[-1]).max() <= 1  # other orders of summation
+    assert fitted.samples.shape == (262, 130, 3)
     assert np.array_equal(fitted.samples[:SIDE, :SIDE], part(0))  # the first row is what is reconstructed
+    with torch.inference_mode():
+        restored = fitted.module.reconstruct(shares_of(one(part(1)))).restored[0].permute(1, 2, 0).numpy()
+    third = fitted.samples[2 * (SIDE + 2) : 2 * (SIDE + 2) + SIDE, SIDE + 2 :]
+    assert np.abs(third / 255 - restored).max() < 0.01
     assert trainer(parts(3)).fit([0, 1], []).samples is None  # of a part, for calibration
 
 

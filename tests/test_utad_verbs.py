@@ -23,6 +23,8 @@ from inspectad.export import ExportConfig, export
 from inspectad.image_files import RESULTS_MARKER, find_images
 from inspectad.images import resize
 from inspectad.methods import METHODS
+from inspectad.methods.utad import UTADTrainer
+from inspectad.nn.settings import TrainSettings
 from inspectad.nn.two_stage import shares_of
 from inspectad.nn.two_stage_pictures import TITLES
 from inspectad.restore import read_manifest, restore
@@ -157,6 +159,9 @@ def test_scan_evaluate_and_export(made: Made, folders: Path, run_cli: RunCli, tm
     measured = run_cli("evaluate", folders / "good", folders / "defects", "-m", made.model, "--json", "--device", "cpu")
     assert measured.returncode == 0, measured.stderr
     assert json.loads(measured.stdout)["false_rejects"]["of"] == 3
+    with pytest.raises(UsageError, match=r"int8: utad compares .* export it as fp32 or fp16"):
+        export(ExportConfig(model=made.model, output=tmp_path / "line.onnx", precision="int8"))
+    assert not (tmp_path / "line.onnx").exists()
     export(ExportConfig(model=made.model, output=tmp_path / "line.onnx"))
     part = render_part(0, None, PART_HW).image
     exported = inspectad.Detector.load(tmp_path / "line.onnx", "cpu").predict([part]).image_scores
@@ -201,7 +206,7 @@ def hook(event, arguments, seen=[]):
 
 sys.addaudithook(hook)
 """
-"""A signal before the ``at``-th checkpoint is in place; there is one after each step."""
+"""A signal before the ``at``-th checkpoint is in place; there is one after each step, the last one finished."""
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
@@ -211,7 +216,7 @@ def test_a_training_that_was_killed_goes_on_to_the_same_model(
     out = tmp_path / "model"
     options = ("--method", "utad", "--steps", 2, "--size", 64, "--pose", "fixed", "--device", "cpu")
     arguments = ("train", folders / "good", folders / "defects", "-o", out, *options)
-    done = run_cli(*arguments, prelude=KILLED.format(at=5, number=int(signal.SIGKILL)))
+    done = run_cli(*arguments, prelude=KILLED.format(at=4, number=int(signal.SIGKILL)))
     assert done.returncode == -signal.SIGKILL
     assert len(list((out / "checkpoint").glob("*.safetensors"))) == 2  # one of each stage
     assert not (out / "model.onnx").exists()
@@ -225,4 +230,10 @@ def test_a_training_that_was_killed_goes_on_to_the_same_model(
 
 
 def test_it_learns_nothing_from_defects() -> None:
+    """So calibration need not train without a defect to score it."""
     assert not METHODS["utad"].learns_defects
+    good, defect = ([resize(render_part(s, k, PART_HW).image, (64, 64))] for s, k in ((0, None), (60, "scratch")))
+    settings = TrainSettings(input_size_hw=(64, 64), device="cpu", steps=1)
+    without = UTADTrainer(good, [], settings).fit([0], []).module.state_dict()
+    with_one = UTADTrainer(good, defect, settings).fit([0], [0]).module.state_dict()
+    assert all(torch.equal(without[name], tensor) for name, tensor in with_one.items())

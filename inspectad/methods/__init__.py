@@ -58,6 +58,8 @@ class Method:
         has_backbone: it stands on a pretrained backbone.
         asks_pose: it makes use of how parts lie.
         learns_defects: defects change its model, so that one is scored by a model without it.
+        has_int8: its graph can be computed in 8 bits; not where it compares what the backbone sees of two pictures, of
+            which only one would be.
         explain: (module, image at its input size, source image, calibration) to the picture that ``inspectad explain``
             writes; None where the anomaly map is all there is to see. Images are uint8 (H, W, 3), RGB.
     """
@@ -79,6 +81,7 @@ class Method:
     has_backbone: bool = True
     asks_pose: bool = True
     learns_defects: bool = True
+    has_int8: bool = True
     explain: Callable[[nn.Module, ByteArray, ByteArray, Calibration], ByteArray] | None = None
 
 
@@ -122,6 +125,7 @@ METHODS: dict[str, Method] = {
         cpu_side=CPU_SIDE,
         side_multiple=SIDE_MULTIPLE,
         learns_defects=False,
+        has_int8=False,
         explain=explain_two_stage,
     ),
 }

@@ -20,7 +20,8 @@ def set_apart(good: Sequence[int], at_least: int = 1) -> list[int]:
 
 
 def shifted(images: Sequence[ByteArray], seed: int) -> list[ByteArray]:
-    """Copies moved by some pixels, two at least, to stand for good images that taught nothing where there are none."""
+    """A copy of each, moved by 1 to 7 pixels each way, and two of a single one: they stand for good images that taught
+    nothing where there are none."""
     rng = np.random.default_rng((seed, len(images)))
     copied = list(images) if len(images) > 1 else [*images, *images]
     return [np.roll(image, rng.integers(1, 8, 2), axis=(0, 1)) for image in copied]

@@ -114,8 +114,9 @@ class UTADTrainer:
         fidelity = module.learn_usual((self._pixels([i]) for i in images), [self._pixels([i]) for i in unseen])
         module.to(memory_format=torch.contiguous_format)
         shown = draw_stages(module, self._pixels(images[:COLUMNS])) if is_whole else None
-        warnings = self._warnings(len(good), images, fidelity) if is_whole else ()
-        return Fitted(module, self._notes(losses, len(watched), fidelity), warnings, shown)
+        by = f"{len(watched)} good images that taught nothing" if watched else "shifted copies of good images"
+        warnings = self._warnings(len(good), images, by, fidelity) if is_whole else ()
+        return Fitted(module, self._notes(losses, by, fidelity), warnings, shown)
 
     def _stages(
         self, images: Sequence[ByteArray], name: str, say: Step, *, shows: bool
@@ -156,10 +157,8 @@ class UTADTrainer:
     def _pixels(self, images: Sequence[ByteArray]) -> Tensor:
         return torch.from_numpy(np.stack(images)).to(self._device)
 
-    def _notes(
-        self, losses: Sequence[tuple[str, float]], watched: int, fidelity: tuple[float, float]
-    ) -> dict[str, str]:
-        """How the model was trained, for people."""
+    def _notes(self, losses: Sequence[tuple[str, float]], by: str, fidelity: tuple[float, float]) -> dict[str, str]:
+        """How the model was trained, for people. Args: by: what standardises."""
         plan = self._schedule
         kind = augmentation_of(self._settings.pose)
         return {
@@ -167,18 +166,20 @@ class UTADTrainer:
             f"{plan.steps[1]} of {plan.batch[1]} for detail",
             "views": f"crops of {kind.least_crop:.0%} of the area at least, "
             f"mirrored {', '.join(kind.mirrors) or 'never'}, turned by {kind.degrees:g} degrees at most",
-            "standardised by": f"{watched} good images that taught nothing" if watched else "shifted copies",
+            "standardised by": by,
             "PSNR of these": f"impression {fidelity[0]:.1f} dB, restored {fidelity[1]:.1f} dB",
             **{f"final loss, {name}": f"{value:.4g}" for name, value in losses},
         }
 
-    def _warnings(self, good: int, images: Sequence[ByteArray], fidelity: tuple[float, float]) -> tuple[str, ...]:
+    def _warnings(
+        self, good: int, images: Sequence[ByteArray], by: str, fidelity: tuple[float, float]
+    ) -> tuple[str, ...]:
         warnings = []
         if fidelity[1] <= fidelity[0] - FAILED_DB:
             warnings.append(
-                "what the second stage restores is farther from good images that taught nothing (PSNR "
-                f"{fidelity[1]:.1f} dB) than the impressions of the first are ({fidelity[0]:.1f} dB): its training has "
-                "failed, and only impressions count in scores and maps. Try another --seed, or other --steps"
+                f"what the second stage restores is farther from {by} (PSNR {fidelity[1]:.1f} dB) than the impressions "
+                f"of the first are ({fidelity[0]:.1f} dB): its training has failed, and only impressions count in "
+                "scores and maps. Try another --seed, or other --steps"
             )
         if min(self._schedule.steps) < FEW_STEPS:
             warnings.append(

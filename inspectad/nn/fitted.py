@@ -15,7 +15,8 @@ class Fitted:
         module: forward(images: uint8 (B, H, W, 3)) -> (score (B,), anomaly_map (B, H, W)).
         notes: the method's own numbers and choices, which the manifest keeps and ``info`` shows.
         warnings: what the user should know of this training, a sentence each.
-        samples: what a generative method makes of noise, as a picture for people, uint8 (h, w, 3); None for others.
+        samples: what a generative method makes of noise or of training images, as a picture for people, uint8
+            (h, w, 3); None for others.
     """
 
     module: nn.Module

@@ -64,9 +64,10 @@ class Reconstruction:
 class TwoStage(nn.Module):
     """The detector."""
 
-    half_ops: ClassVar[frozenset[str]] = frozenset({"AveragePool", "LeakyRelu", "Concat", "Resize", "Sigmoid"})
-    """Beside the usual operations, of IE-Net; see `inspectad.export.to_fp16`. Expert-Net stays in single precision:
-    what its normalisations sum up may be more than half precision holds, which a CPU, where it is proved, hides."""
+    half_ops: ClassVar[frozenset[str]] = frozenset({"LeakyRelu", "Concat", "Resize", "Sigmoid"})
+    """Beside the usual operations, of IE-Net; see `inspectad.export.to_fp16`. Of Expert-Net, what comes before a
+    normalisation is in half precision, and the rest in single: what normalisations sum up may be more than half
+    precision holds, which a CPU, where it is proved, hides."""
     codes: Tensor
     restores: Tensor
     usual_map: Tensor

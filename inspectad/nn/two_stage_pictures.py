@@ -11,7 +11,7 @@ from inspectad.heatmap import region_level, render_overlay
 from inspectad.manifest import Calibration
 from inspectad.nn.pyramid_samples import grid
 from inspectad.nn.two_stage import TwoStage, shares_of
-from inspectad.records import ByteArray, Verdict
+from inspectad.records import ByteArray
 
 COLUMNS: Final = 8
 TITLES: Final = ("input", "impression", "reconstruction", "anomaly map")
@@ -69,7 +69,7 @@ def explain_two_stage(module: nn.Module, image: ByteArray, source: ByteArray, ca
     small = np.asarray(cv2.resize(source, size, interpolation=cv2.INTER_AREA), np.uint8)
     drawn = [as_bytes(made)[0].permute(1, 2, 0).cpu().numpy() for made in (found.impression, found.restored)]
     enlarged = [np.asarray(cv2.resize(picture, size, interpolation=cv2.INTER_LINEAR), np.uint8) for picture in drawn]
-    verdict = Verdict.NG if score > calibration.threshold else Verdict.OK
+    verdict = calibration.verdict(score)
     level = region_level(float(anomaly_map.max()), verdict, calibration.threshold, calibration.map_threshold)
     overlay = render_overlay(small, anomaly_map, level, "", verdict)
     titles = (*TITLES[:3], f"{TITLES[3]}: {verdict} {score / calibration.threshold:.2f}")
