@@ -136,7 +136,7 @@ def falling_share(number: int, steps: int) -> float:
     """Of the learning rate, at step ``number``: all of it in the first half, then falling in a line to nothing.
 
     Published: halved every 50,000 of 500,000 steps. Steps of one image leave what the last few taught: on magnetic tile
-    (128 px, 100 steps), PSNR outside the defect was 20.8 dB at a constant rate and 22.2 dB with this.
+    (128 px, 100 steps), PSNR outside the defect was 20.8 dB at a constant rate and 22.2 dB with this (README).
     """
     return min(1.0, 2 * (steps - number) / steps)
 
