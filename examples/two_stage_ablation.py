@@ -8,7 +8,8 @@
 Needs: inspectad[train], and a folder in MVTec layout: train/good, test/good, test/<defect>, and ground_truth.
 
 Trains utad on the good images (all, or --train of them, evenly spread), and a plain convolutional autoencoder of as
-many weights on the same views of them for the same time; then a memory bank, at the input size of ``inspectad train``.
+many weights on the same views of those that teach it, for as long; then a memory bank, at the input size of
+``inspectad train``.
 All test images are scored (or --test good ones and as many of each kind of defect), and these are measured, by image
 AUROC (mean of the highest hundredth of the map) and by AUPRO (limit .3):
 
