@@ -44,7 +44,7 @@ from inspectad.images import choose_input_size, load_image, read_file
 from inspectad.masks import mask_path, read_mask
 from inspectad.methods.memory_bank import MemoryBankTrainer
 from inspectad.methods.set_apart import set_apart
-from inspectad.methods.utad import CPU_SIDE, SCHEDULES, SIDE, UTADTrainer, augmentation_of
+from inspectad.methods.utad import CPU_SIDE, LEAST_APART, SCHEDULES, SIDE, UTADTrainer, augmentation_of
 from inspectad.metrics import PixelCounts, auroc
 from inspectad.nn.batch_statistics import settle
 from inspectad.nn.fit_impression import GoodImages
@@ -99,7 +99,7 @@ def main() -> None:
         steps=args.steps,
         pose=FIXED if args.pose == "fixed" else pose_named(args.pose, len(taught)),
     )
-    apart = set_apart(range(len(train_images)), at_least=2)  # they teach utad nothing
+    apart = set_apart(range(len(train_images)), LEAST_APART)  # they teach utad nothing
     learnt = [image for i, image in enumerate(train_images) if i not in apart]
     unseen = [train_images[i] for i in apart] or train_images
     begun = time.perf_counter()

@@ -16,7 +16,7 @@ _LEAST_GOOD: Final = 5  # with fewer none is: each is needed to learn from
 def set_apart(good: Sequence[int], at_least: int = 1) -> list[int]:
     """Which of these good images teach nothing, evenly spread; none of a few."""
     count = max(at_least, min(len(good) // _ONE_IN, _MOST)) if len(good) >= _LEAST_GOOD else 0
-    return [good[i] for i in spread(len(good), count)] if count else []
+    return [good[i] for i in spread(len(good), count)]
 
 
 def shifted(images: Sequence[ByteArray], seed: int) -> list[ByteArray]:

@@ -45,6 +45,8 @@ MAX_FOLDS: Final = 2
 """Calibration trains so many times again, each as long as the model itself."""
 FEW_STEPS: Final = 50
 FEW_IMAGES: Final = 10
+LEAST_APART: Final = 2
+"""Good images that teach nothing, where any do: one alone has no spread."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +105,7 @@ class UTADTrainer:
         return self._fitted[key]
 
     def _fit(self, good: tuple[int, ...], say: Step) -> Fitted:
-        watched = set_apart(good, at_least=2)
+        watched = set_apart(good, LEAST_APART)
         taught = [i for i in good if i not in watched]
         images = [self._good[i] for i in taught]
         is_whole = len(good) == len(self._good)

@@ -14,6 +14,7 @@ from inspectad.nn.balanced import BalancedBatches
 from inspectad.nn.deviation import MARGIN, deviation_loss, draw_reference
 from inspectad.progress import Step, silent
 from inspectad.records import ByteArray
+from inspectad.training_data import spread
 
 STEPS: Final = 20
 """Steps an epoch, as published, however many images there are."""
@@ -102,7 +103,7 @@ class FitReport:
 def held_back(good: Sequence[int]) -> tuple[list[int], list[int]]:
     """Good images that only tell when training has settled, evenly spread, and those that teach."""
     count = min(len(good) // 10, _WATCHED) if len(good) >= 20 else 0
-    watched = {good[i * len(good) // count] for i in range(count)}
+    watched = {good[i] for i in spread(len(good), count)}
     return sorted(watched), [i for i in good if i not in watched]
 
 
